@@ -1,0 +1,1 @@
+"""The device: stores, training of a cohort, and the Flower ClientApp."""

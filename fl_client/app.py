@@ -1,0 +1,159 @@
+"""The node component of the Flower App: parse the message, call the trainer, reply.
+
+Flower sends the text of an exception to the server, and texts of errors may quote what a user
+wrote.  So no exception leaves a handler: the server gets an error reply whose text is fixed,
+or names a setting, and the full error stays in the node's log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_core.config import RunConfig
+from fl_core.errors import ConfigurationError, ModelError
+from fl_core.populations import prepared_population, run_folder
+from fl_core.wire import Arrays, Instruction, read_instruction, reply_content
+
+if TYPE_CHECKING:
+    from fl_client.trainer import NodeTrainer
+
+LOG = logging.getLogger(__name__)
+
+GENERIC = "training failed on the node; see the node's local log"
+
+SAFE_ERRORS = (ConfigurationError, ModelError)
+"""Errors whose text speaks of settings and layers alone, never of a user's data."""
+
+RAISED_CODE = 2
+"""Flower's code for "the ClientApp raised an exception"."""
+
+TRAINERS_LIMIT = 8
+"""Trainers kept in one process; what is personal is on disk, so any may be dropped."""
+
+app = ClientApp()  # unannotated: Flower looks for a plain assignment
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which shard of which run a message is for; the key of the process's trainers."""
+
+    run_id: int
+    partition: int
+    partitions: int
+    out: Path
+
+
+_TRAINERS: OrderedDict[Place, NodeTrainer] = OrderedDict()  # Ray's actors outlive messages
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round: the sum of the users' updates and their number."""
+
+    def work(trainer: NodeTrainer, asked: Instruction, shared: Arrays) -> RecordDict:
+        total, count = trainer.train(asked.arm, asked.server_round, shared)
+        return reply_content(count, total if count else None)
+
+    return _answer(message, context, work)
+
+
+@app.train("personalize")
+def personalize(message: Message, context: Context) -> Message:
+    """The personal phase: the number of users, and nothing that was trained."""
+
+    def work(trainer: NodeTrainer, asked: Instruction, shared: Arrays) -> RecordDict:
+        return reply_content(trainer.personalize(asked.arm, asked.server_round, shared))
+
+    return _answer(message, context, work)
+
+
+@app.train("upload")
+def upload(message: Message, context: Context) -> Message:
+    """Method fdlora-as-printed only: the sum of the personal adapters.  Leaks by design."""
+
+    def work(trainer: NodeTrainer, asked: Instruction, shared: Arrays) -> RecordDict:
+        config = RunConfig.from_flat(context.run_config)
+        if config.method != "fdlora-as-printed" or not config.federation.leak_personal_weights:
+            raise ConfigurationError(f"method={config.method!r}: personal adapters do not leave this node")
+        total, count = trainer.upload_personal(asked.arm, asked.server_round)
+        return reply_content(count, total)
+
+    return _answer(message, context, work)
+
+
+Work = Callable[["NodeTrainer", Instruction, Arrays], RecordDict]
+
+
+def _answer(message: Message, context: Context, work: Work) -> Message:
+    """The reply of ``work``, or an error reply that says nothing of any user."""
+    place = None
+    try:
+        config = RunConfig.from_flat(context.run_config)
+        place = _place(context, config)
+        shared, instruction = read_instruction(message.content)
+        content = work(_trainer(place, config), instruction, shared)
+        return Message(content, reply_to=message)
+    except Exception as error:  # not to go on: to keep its text on this machine
+        _log_locally(place, error)
+        public = str(error) if isinstance(error, SAFE_ERRORS) else GENERIC
+    return Message(Error(code=RAISED_CODE, reason=public), reply_to=message)
+
+
+def _place(context: Context, config: RunConfig) -> Place:
+    """The shard that Flower's node config names; a device has none and is its own."""
+    partition = int(context.node_config.get("partition-id", 0))
+    partitions = int(context.node_config.get("num-partitions", 1))
+    return Place(context.run_id, partition, partitions, run_folder(config, context.run_id))
+
+
+def _trainer(place: Place, config: RunConfig) -> NodeTrainer:
+    """This process's trainer for ``place``; those of other runs are dropped first."""
+    for other in [key for key in _TRAINERS if key.run_id != place.run_id]:
+        del _TRAINERS[other]
+    if place not in _TRAINERS:
+        _TRAINERS[place] = _new_trainer(place, config)
+    _TRAINERS.move_to_end(place)
+    while len(_TRAINERS) > TRAINERS_LIMIT:
+        _TRAINERS.popitem(last=False)
+    return _TRAINERS[place]
+
+
+def _new_trainer(place: Place, config: RunConfig) -> NodeTrainer:
+    from fl_client.trainer import NodeTrainer  # here, because it imports torch
+
+    _set_threads()
+    population = prepared_population(config)
+    return NodeTrainer(config, population, place.out, place.partition, place.partitions)
+
+
+def _set_threads() -> None:
+    """As many threads as OMP_NUM_THREADS says, which Ray sets to an actor's share of cores."""
+    import torch
+
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > 0:
+        torch.set_num_threads(int(threads))
+
+
+def _log_locally(place: Place | None, error: Exception) -> None:
+    """The full error into this machine's log and into the run's folder on this machine."""
+    LOG.error("training failed on this node", exc_info=error)
+    if place is None:
+        return
+    path = place.out / "logs" / f"node-{place.partition}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)) + "\n")
+    except OSError as failure:
+        LOG.error("cannot write %s: %s", path, failure)

@@ -1,0 +1,1 @@
+"""What every room of Duet shares: adapters, cohort engine, objectives, privacy, records."""

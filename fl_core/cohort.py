@@ -1,0 +1,167 @@
+"""DP-SGD and DP-Adam of a cohort: the steps around ``CohortEngine``'s clipped gradients.
+
+One step of user u: draw a Poisson sample of u's records, sum clipped gradients, add
+sigma C N(0, I), divide by the public constant L, step (Abadi et al. 2016, Algorithm 1).
+Everything random comes from the ``NoiseSource`` under (user, round, step, purpose), so that a
+user's result does not depend on who shares the cohort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_core.engine import CohortEngine, CohortState, Examples, Part
+from fl_core.privacy import NoiseSource, Purpose, poisson_sample
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How the steps of one phase are made.
+
+    ``steps``; ``optimizer`` at ``lr``; ``clip`` C (None: no clipping); ``sigma`` the noise
+    multiplier (0: none); ``rate`` the Poisson rate q (1: every record); ``denominator`` the
+    public constant L; ``weight_decay`` pulls towards zero (decoupled).
+    """
+
+    steps: int
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    clip: float | None = None
+    sigma: float = 0.0
+    rate: float = 1.0
+    denominator: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """First and second moments [U, D] and the number of steps (Kingma and Ba 2015)."""
+
+    mean: Tensor
+    square: Tensor
+    steps: int
+
+
+def sgd_step(flat: Tensor, gradient: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor:
+    """theta (1 - lr wd) - lr g."""
+    return flat * (1.0 - lr * weight_decay) - lr * gradient
+
+
+def adam_step(
+    flat: Tensor,
+    gradient: Tensor,
+    state: AdamState | None,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> tuple[Tensor, AdamState]:
+    """One AdamW step (Loshchilov and Hutter 2019, Algorithm 2), row by row."""
+    old = state or AdamState(torch.zeros_like(flat), torch.zeros_like(flat), 0)
+    mean = betas[0] * old.mean + (1 - betas[0]) * gradient
+    square = betas[1] * old.square + (1 - betas[1]) * gradient.square()
+    steps = old.steps + 1
+    root = (square / (1 - betas[1] ** steps)).sqrt() + eps
+    moved = flat * (1.0 - lr * weight_decay) - lr * (mean / (1 - betas[0] ** steps)) / root
+    return moved, AdamState(mean, square, steps)
+
+
+def sample_records(
+    examples: Examples,
+    users: Sequence[int],
+    rate: float,
+    noise: NoiseSource,
+    server_round: int,
+    step: int,
+    purpose: Purpose,
+) -> npt.NDArray[np.bool_]:
+    """[E] Poisson sample; ``users`` are the cohort's keys, by which ``examples.user`` is named.
+
+    ``examples`` must be sorted by user.
+    """
+    taken = np.ones(len(examples), dtype=bool)
+    if rate >= 1.0:
+        return taken
+    bounds = np.searchsorted(examples.user, np.arange(len(users) + 1))
+    for row, key in enumerate(users):
+        here = slice(bounds[row], bounds[row + 1])
+        count = int(bounds[row + 1] - bounds[row])
+        taken[here] = poisson_sample(noise, count, rate, key, server_round, step, purpose)
+    return taken
+
+
+def cohort_noise(
+    shape: tuple[int, int],
+    users: Sequence[int],
+    std: float,
+    noise: NoiseSource,
+    server_round: int,
+    step: int,
+    purpose: Purpose,
+) -> Tensor:
+    """[U, D] Gaussian noise of standard deviation ``std``, each user's from its own key."""
+    if std == 0.0:
+        return torch.zeros(shape)
+    rows = [noise.normal((shape[1],), key, server_round, step, int(purpose)) for key in users]
+    return torch.from_numpy(np.stack(rows)) * std
+
+
+def train_cohort(
+    engine: CohortEngine,
+    state: CohortState,
+    examples: Examples,
+    users: Sequence[int],
+    part: Part,
+    plan: StepPlan,
+    noise: NoiseSource,
+    server_round: int,
+    public_gradient: Tensor | None = None,
+) -> CohortState:
+    """Run ``plan.steps`` steps on every user; returns the new state.
+
+    ``public_gradient`` [D] is added to each step's mean gradient (public data: no privacy
+    cost).  A user without records, or with an empty sample, still gets the noise.
+    """
+    personal = part == "personal"
+    draw = Purpose.PERSONAL_SAMPLE if personal else Purpose.SHARED_SAMPLE
+    purpose = Purpose.PERSONAL_STEP if personal else Purpose.SHARED_STEP
+    wants_shared = part in ("shared", "both")
+    if wants_shared and len(state.shared) == 1:
+        state = replace(state, shared=state.shared.expand(state.users, -1).clone())
+    flat = _trained(state, part)
+    adam: AdamState | None = None
+    for step in range(plan.steps):
+        taken = np.flatnonzero(sample_records(examples, users, plan.rate, noise, server_round, step, draw))
+        sums, _ = engine.clipped_gradients(examples.take(taken), state, part, plan.clip)
+        shape = (len(sums), sums.shape[1])
+        sums = sums + cohort_noise(shape, users, plan.sigma * (plan.clip or 1.0), noise, server_round, step, purpose)
+        gradient = sums / plan.denominator
+        if public_gradient is not None:
+            gradient = gradient + public_gradient
+        if plan.optimizer == "adam":
+            flat, adam = adam_step(flat, gradient, adam, plan.lr, plan.weight_decay)
+        else:
+            flat = sgd_step(flat, gradient, plan.lr, plan.weight_decay)
+        state = _replaced(state, part, flat)
+    return state
+
+
+def _trained(state: CohortState, part: Part) -> Tensor:
+    parts = {"shared": (state.shared,), "personal": (state.personal,), "both": (state.shared, state.personal)}
+    return torch.cat(parts[part], dim=1)
+
+
+def _replaced(state: CohortState, part: Part, flat: Tensor) -> CohortState:
+    if part == "shared":
+        return replace(state, shared=flat)
+    if part == "personal":
+        return replace(state, personal=flat)
+    width = state.shared.shape[1]
+    return replace(state, shared=flat[:, :width], personal=flat[:, width:])

@@ -1,0 +1,250 @@
+"""Configuration: frozen, validated values with one home for every default.
+
+Flower hands over a flat run config (``{"privacy.epsilon": 8.0, ...}``); ``RunConfig.from_flat``
+turns it into this module's types on the first line of an app, and ``to_flat`` back.
+Empty strings and zeros mean "not set" where a field says so, because Flower's run config
+holds no null.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fl_core.errors import ConfigurationError
+
+Scalar = bool | int | float | str
+Kind = Literal["lora", "b_only", "components", "subspace"]
+Objective = Literal["reward", "dpo", "kto", "sft"]
+Method = Literal["components", "fedit", "ffa", "fdlora", "fdlora-as-printed"]
+ArmName = Literal["shared", "local", "dual", "shared_dp", "local_dp", "dual_dp"]
+
+T = TypeVar("T", bound=BaseModel)
+
+FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class AdapterSpec(BaseModel):
+    """One adapter: which numbers are trained, on which layers.
+
+    ``kind``: ``lora`` trains A and B; ``b_only`` trains B over a fixed public A (FFA-LoRA);
+    ``components`` is, shared, a common B and ``components`` further ones, and, personal, the
+    weights that mix them; ``subspace`` trains an r-by-r core between public bases (LoRA-XS).
+    ``targets``: names of linear modules, separated by commas; empty: no layer of the trunk,
+    only the reward head.  ``layers``: ``"top:N"``, ``"all"`` or comma-separated indices.
+    ``rank`` r; ``alpha``: the scale is alpha / r.  ``components``: K.
+    ``component_trunk``: whether components also live in the trunk's layers (more exact, every
+    user then needs its own pass) or in the reward head alone.
+    """
+
+    model_config = FROZEN
+
+    kind: Kind = "b_only"
+    rank: int = Field(default=4, ge=1, le=512)
+    alpha: float = Field(default=8.0, gt=0)
+    targets: str = ""
+    layers: str = "top:2"
+    components: int = Field(default=4, ge=1, le=64)
+    component_trunk: bool = False
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The targeted module names, in order."""
+        return tuple(name.strip() for name in self.targets.split(",") if name.strip())
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_have_a_form(cls, value: str) -> str:
+        body = value.removeprefix("top:")
+        if value != "all" and not all(part.strip().isdigit() for part in body.split(",")):
+            raise ValueError("must be 'all', 'top:N' or indices like '3,4,5'")
+        return value
+
+
+class PrivacyConfig(BaseModel):
+    """Example-level differential privacy of each user's records (unit: record; add/remove).
+
+    ``epsilon``: the target over both adapters jointly; 0 switches DP off.  ``delta``: its
+    delta.  ``sampling_rate``: Poisson rate q of a record in one step.  ``clip``: per-example
+    norm bound C.  ``personal_share``: the part of the budget (of the sum of 1/sigma^2) that
+    the personal adapter's steps get; the shared update's steps get the rest.
+    ``fusion_epsilon``: pure epsilon of choosing fusion weights from held-back records, which
+    train nothing, so that it does not add to the training's epsilon but caps with it.
+    """
+
+    model_config = FROZEN
+
+    epsilon: float = Field(default=8.0, ge=0, le=1000)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    sampling_rate: float = Field(default=0.2, gt=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
+    personal_share: float = Field(default=0.5, gt=0, lt=1)
+    fusion_epsilon: float = Field(default=1.0, ge=0)
+
+
+class TrainConfig(BaseModel):
+    """What a device does in a round, and when it personalises.
+
+    ``objective``: reward (votes and pairs), dpo, kto or sft.  ``local_steps``: optimizer
+    steps a round on the shared copy; 1 sends a gradient sum, more send a parameter change.
+    ``inner``: the inner optimizer, with ``inner_lr``.  ``personal_lr``, ``personal_steps``:
+    steps on the personal adapter each round; ``final_steps``: steps after the last round.
+    ``expected_batch``: public constant that sums of gradients are divided by (never the true
+    number of records, which is private).  ``weight_decay``: L2 shrinkage of personal numbers
+    towards the prior.  ``prior_precision``: of the Gaussian prior around the shared model where
+    private weights are fitted without DP by Newton steps.  ``beta``: DPO and KTO temperature.  ``values_weight``: weight of the
+    public universal-values pairs in each shared update.  ``max_tokens``: texts are cut there.
+    """
+
+    model_config = FROZEN
+
+    objective: Objective = "reward"
+    local_steps: int = Field(default=1, ge=1, le=1000)
+    inner: Literal["sgd", "adam"] = "sgd"
+    inner_lr: float = Field(default=0.05, gt=0)
+    personal_lr: float = Field(default=0.5, gt=0)
+    personal_steps: int = Field(default=1, ge=0, le=1000)
+    final_steps: int = Field(default=20, ge=0, le=10000)
+    expected_batch: float = Field(default=8.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    prior_precision: float = Field(default=4.0, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    values_weight: float = Field(default=1.0, ge=0)
+    max_tokens: int = Field(default=128, ge=8, le=4096)
+
+
+class FederationConfig(BaseModel):
+    """Rounds and the server's optimizer.
+
+    ``fraction``: share of nodes sampled a round.  ``minimum_nodes``: replies below which a
+    round is repeated with a new sample.  ``deadline_seconds``: of one round.
+    ``server``: how the mean update is applied, at ``server_lr``.
+    ``max_update_norm``: replies whose mean per user is larger are rejected; 0: not checked.
+    ``leak_personal_weights``: must be true for ``fdlora-as-printed``, which uploads them.
+    """
+
+    model_config = FROZEN
+
+    rounds: int = Field(default=40, ge=0, le=100000)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    minimum_nodes: int = Field(default=1, ge=1)
+    deadline_seconds: float = Field(default=600.0, gt=0)
+    server: Literal["sgd", "nesterov", "adam"] = "adam"
+    server_lr: float = Field(default=0.01, gt=0)
+    max_update_norm: float = Field(default=0.0, ge=0)
+    leak_personal_weights: bool = False
+
+
+class RunConfig(BaseModel):
+    """One federated training run: all that server and nodes must agree on.
+
+    ``population``: name of a registered source (world, candidates, polis, pairs), or the
+    folder of a prepared population.  ``path``: the source's input file or folder.
+    ``users``: how many (0: all).  ``model``: Hugging Face id or path; empty: the embedded one.
+    ``out``: folder for released adapters and personal stores; empty: under ``DUET_HOME``.
+    ``arms``: comma-separated trained arms.  ``fusion_margin``: how much the loss on the public
+    universal values may exceed that of the shared adapter alone, in nats.
+    """
+
+    model_config = FROZEN
+
+    population: str = "world"
+    path: str = ""
+    users: int = Field(default=100, ge=0)
+    seed: int = Field(default=0, ge=0)
+    model: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    out: str = ""
+    method: Method = "components"
+    arms: str = "dual"
+    fusion_margin: float = Field(default=0.0, ge=0)
+    shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
+    personal: AdapterSpec = AdapterSpec(kind="components")
+    local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)
+    train: TrainConfig = TrainConfig()
+    federation: FederationConfig = FederationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """The trained arms, in order."""
+        return tuple(name.strip() for name in self.arms.split(",") if name.strip())
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_exist(cls, value: str) -> str:
+        known = ArmName.__args__  # type: ignore[attr-defined]
+        for name in (part.strip() for part in value.split(",") if part.strip()):
+            if name not in known:
+                raise ValueError(f"unknown arm {name!r}; known: {', '.join(known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _leak_is_asked_for(self) -> RunConfig:
+        if self.method == "fdlora-as-printed" and not self.federation.leak_personal_weights:
+            raise ValueError(
+                "method 'fdlora-as-printed' sends every user's personal weights to the server; "
+                "set federation.leak-personal-weights=true to run it as a labelled reproduction, "
+                "or use method 'fdlora', which never sends them"
+            )
+        return self
+
+    @staticmethod
+    def from_flat(flat: Mapping[str, Scalar]) -> RunConfig:
+        """Build from Flower's flat run config; keys use dots and hyphens.
+
+        Raises ``ConfigurationError`` naming each wrong key or value.
+        """
+        nested: dict[str, Any] = {}
+        for key, value in flat.items():
+            parts = key.replace("-", "_").split(".")
+            inner = nested
+            for part in parts[:-1]:
+                inner = inner.setdefault(part, {})
+            inner[parts[-1]] = value
+        return validated(RunConfig, merged(RunConfig().model_dump(), nested), known=tuple(RunConfig().to_flat()))
+
+    def to_flat(self) -> dict[str, Scalar]:
+        """The flat form, as ``[tool.flwr.app.config]`` and ``--run-config`` take it."""
+        flat: dict[str, Scalar] = {}
+        for key, value in self.model_dump().items():
+            if isinstance(value, dict):
+                flat.update({f"{key}.{inner}".replace("_", "-"): item for inner, item in value.items()})
+            else:
+                flat[key.replace("_", "-")] = value
+        return flat
+
+
+def merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``defaults`` overlaid by ``given``, recursively; unknown keys are kept for validation."""
+    result = dict(defaults)
+    for key, value in given.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def validated(cls: type[T], values: Mapping[str, Any], known: tuple[str, ...] = ()) -> T:
+    """``cls`` built from ``values``; pydantic's findings become one ``ConfigurationError``."""
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_finding(item, known) for item in error.errors())) from error
+
+
+def _finding(item: Any, known: tuple[str, ...]) -> str:
+    name = ".".join(str(part) for part in item["loc"]).replace("_", "-") or "configuration"
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        return f"{name}: unknown setting" + (f"; did you mean {close[0]!r}?" if close else "")
+    if item["loc"]:
+        return f"{name}={item['input']!r}: {item['msg']}"
+    return str(item["msg"]).removeprefix("Value error, ")

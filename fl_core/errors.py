@@ -1,0 +1,47 @@
+"""Duet's errors: one small tree.
+
+``DuetError``
+    ``ConfigurationError``  a setting is unknown, of the wrong type, or out of its range
+    ``DataError``           input files or records cannot be used as they are
+    ``ModelError``          a base model lacks what an adapter or objective needs
+    ``AdapterError``        an adapter does not fit its specification or its file
+    ``WireError``           a message or reply does not have the agreed form
+    ``PrivacyError``        a budget cannot be met, or an action would break a guarantee
+    ``RunError``            a federated run could not start, or ended without its result
+
+Each message names the parameter, the value received, the condition and the likely fix.
+"""
+
+from __future__ import annotations
+
+
+class DuetError(Exception):
+    """Base of all errors that Duet raises on purpose; its text is fit for a user."""
+
+
+class ConfigurationError(DuetError):
+    """A setting is unknown, of the wrong type, or out of its range."""
+
+
+class DataError(DuetError):
+    """Input files or records cannot be used as they are."""
+
+
+class ModelError(DuetError):
+    """A base model lacks what an adapter or an objective needs."""
+
+
+class AdapterError(DuetError):
+    """An adapter does not fit its specification or its file."""
+
+
+class WireError(DuetError):
+    """A message or a reply does not have the agreed form."""
+
+
+class PrivacyError(DuetError):
+    """A privacy budget cannot be met, or an action would break a guarantee."""
+
+
+class RunError(DuetError):
+    """A federated run could not start, or ended without its result."""

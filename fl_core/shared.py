@@ -1,0 +1,133 @@
+"""What server and devices build alike from one configuration: an arm's adapters on a base.
+
+An *arm* is one way of training that a report compares: ``shared`` (one adapter for all),
+``local`` (a personal adapter alone, no federation), ``dual`` (both); ``_dp`` marks the same
+with differential privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_core.adapters import DualAdapter, Layout, Site
+from fl_core.base_model import BaseModel, load_base
+from fl_core.config import AdapterSpec, RunConfig
+from fl_core.errors import PrivacyError
+from fl_core.privacy import Sigmas, calibrate
+from fl_core.trunk import Trunk
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm's parts: ``kind`` is shared, local or dual; ``private`` whether it trains with DP."""
+
+    name: str
+    kind: str
+    private: bool
+
+    @staticmethod
+    def named(name: str) -> Arm:
+        """``"dual_dp"`` -> kind dual, private."""
+        return Arm(name, name.removesuffix("_dp"), name.endswith("_dp"))
+
+
+def arm_specs(config: RunConfig, arm: Arm) -> tuple[AdapterSpec, AdapterSpec | None]:
+    """The (shared, personal) specifications of an arm.
+
+    ``shared`` alone has no use for components; ``local`` has a shared part on no layer, which
+    is never trained.
+    """
+    if arm.kind == "local":
+        return AdapterSpec(kind="b_only", targets=""), config.local
+    if arm.kind == "shared":
+        plain = {"kind": "b_only"} if config.shared.kind == "components" else {}
+        return config.shared.model_copy(update=plain), None
+    return config.shared, config.personal
+
+
+def planned_steps(config: RunConfig, arm: Arm) -> tuple[int, int]:
+    """The declared (shared, personal) steps of a record that takes part in everything."""
+    rounds, train = config.federation.rounds, config.train
+    shared = 0 if arm.kind == "local" else rounds * train.local_steps
+    if arm.kind == "shared":
+        return shared, 0
+    in_rounds = 0 if arm.kind == "local" else rounds * train.personal_steps
+    return shared, in_rounds + train.final_steps
+
+
+def arm_sigmas(config: RunConfig, arm: Arm) -> Sigmas:
+    """The noise multipliers that the declared steps need for the target; (0, 0) without DP.
+
+    Raises ``PrivacyError`` where a private arm has no target.
+    """
+    if not arm.private:
+        return Sigmas(0.0, 0.0)
+    if config.privacy.epsilon == 0:
+        raise PrivacyError(f"arm {arm.name!r} is private, but privacy.epsilon=0; set a target above 0")
+    return calibrate(config.privacy, *planned_steps(config, arm))
+
+
+def build_arm(
+    config: RunConfig, arm: Arm, base: BaseModel, head_basis: Tensor | None = None
+) -> tuple[Trunk, DualAdapter]:
+    """The trunk with the arm's layers opened, and the adapters' structure on it."""
+    shared, personal = arm_specs(config, arm)
+    own = personal if personal is not None and personal.kind != "components" else None
+    selections = [(shared.target_names, shared.layers)]
+    if own is not None:
+        selections.append((own.target_names, own.layers))
+    trunk = Trunk(base, selections)
+    chosen = [_sites(trunk, base, names, layers) for names, layers in selections]
+    weights = {name: site.weight for name, site in trunk.sites.items()}
+    adapter = DualAdapter(
+        shared=shared,
+        personal=personal,
+        sites_shared=chosen[0],
+        sites_personal=chosen[1] if own is not None else (),
+        hidden=trunk.hidden,
+        head=config.train.objective == "reward",
+        seed=config.seed,
+        weights=weights,
+        head_basis=head_basis,
+    )
+    return trunk, adapter
+
+
+def _sites(trunk: Trunk, base: BaseModel, names: tuple[str, ...], layers: str) -> tuple[Site, ...]:
+    found = trunk.names_of(names, layers)
+    return tuple(Site(name, trunk.sites[name].weight.shape[1], trunk.sites[name].weight.shape[0]) for name in found)
+
+
+def principal_directions(features: Tensor, rank: int) -> Tensor:
+    """[rank, d] a public basis for heads: the leading directions of public texts' features.
+
+    Scaled so that a text's coordinates have about unit variance after the head's 1/sqrt(d).
+    """
+    centred = features - features.mean(0)
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    spread = singular[:rank] / math.sqrt(len(features))
+    return directions[:rank] / spread.clamp_min(1e-6)[:, None] * math.sqrt(features.shape[1])
+
+
+def initial_shared(config: RunConfig, arm: str) -> Arrays:
+    """The shared adapter before the first round, from the public seed."""
+    _, adapter = build_arm(config, Arm.named(arm), load_base(config.model, config.dtype))
+    return to_arrays(adapter.shared_layout, adapter.initial_shared())
+
+
+def to_arrays(layout: Layout, flat: Tensor) -> Arrays:
+    """A flat [D] vector as named float32 arrays."""
+    return layout.split(flat.detach().float().numpy())
+
+
+def from_arrays(layout: Layout, arrays: Arrays) -> Tensor:
+    """Named arrays as a flat vector.  Raises ``AdapterError`` where they do not fit."""
+    return torch.from_numpy(layout.join(arrays))

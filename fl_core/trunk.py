@@ -1,0 +1,170 @@
+"""A base model cut in two: a frozen prefix, and the layers that adapters change.
+
+Below the first adapted layer the activations depend on the tokens alone, so the prefix runs
+once for each distinct text and its output is kept; each step then costs the suffix only.
+Sequences are padded on the right, where causal attention keeps padding from being read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from fl_core.adapted_linear import AdaptedLinear, RowTerm
+from fl_core.base_model import BaseModel, Target, find_targets, hidden_size, trunk_layers
+from fl_core.errors import ModelError
+
+
+class _NoPositions(nn.Module):
+    """Stands in for GPT-2's position embedding where positions were already added."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return torch.zeros((), device=positions.device)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenized text: ``ids`` and which of them belong to the response."""
+
+    ids: tuple[int, ...]
+    response: tuple[bool, ...]
+
+
+def pad(texts: Sequence[Tokens], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded ids [N, T] int64, lengths [N] int64, response mask [N, T] bool."""
+    width = max(len(text.ids) for text in texts)
+    ids = torch.full((len(texts), width), pad_id, dtype=torch.int64)
+    response = torch.zeros((len(texts), width), dtype=torch.bool)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = torch.tensor(text.ids)
+        response[row, : len(text.ids)] = torch.tensor(text.response)
+    return ids, torch.tensor([len(text.ids) for text in texts]), response
+
+
+class Trunk:
+    """The decoder of a base model, split below the first adapted layer.
+
+    ``targets`` and ``layers`` are those of ``AdapterSpec``, for the shared and the personal
+    adapter together.  Raises ``ModelError`` where the model has no such layers.
+    """
+
+    def __init__(self, base: BaseModel, selections: Sequence[tuple[tuple[str, ...], str]]) -> None:
+        self.base = base
+        self.hidden = hidden_size(base.model)
+        targets = [t for names, layers in selections if names for t in find_targets(base.model, names, layers)]
+        layers = [_twin(layer) for layer in trunk_layers(base.model)]
+        self.sites = {f"{t.layer}.{t.name}": _adapt(layers[t.layer], t) for t in targets}
+        self.first = min((target.layer for target in targets), default=len(layers))
+        self._prefix, self._suffix = _split(base.model, layers, self.first)
+
+    def names_of(self, names: tuple[str, ...], layers: str) -> tuple[str, ...]:
+        """The sites that a selection of targets and layers opened, in order."""
+        if not names:
+            return ()
+        return tuple(f"{t.layer}.{t.name}" for t in find_targets(self.base.model, names, layers))
+
+    def prefix(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """[N, T, d] hidden states that enter the first adapted layer.  No gradient."""
+        with torch.no_grad():
+            mask = _mask(ids.shape[1], lengths)
+            out: Tensor = self._prefix(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            return out
+
+    def suffix(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """[N, T, d] final hidden states (after the last norm) from the prefix's output."""
+        mask = _mask(hidden.shape[1], lengths)
+        out: Tensor = self._suffix(inputs_embeds=hidden, attention_mask=mask, use_cache=False)[0]
+        return out
+
+    @contextmanager
+    def adapted(self, terms: dict[str, tuple[RowTerm, ...]], anchor: Tensor | None = None) -> Iterator[None]:
+        """Put rows' terms in the sites' slots; with an ``anchor`` backward keeps row gradients."""
+        try:
+            for name, site in self.sites.items():
+                site.terms, site.anchor = terms.get(name, ()), anchor
+            yield
+        finally:
+            for site in self.sites.values():
+                site.terms, site.anchor = (), None
+
+    def response_logprobs(self, final: Tensor, ids: Tensor, response: Tensor) -> Tensor:
+        """[N] summed log-probability of the response tokens, in nats, in float32.
+
+        The vocabulary head runs only where the next token belongs to the response.
+        """
+        rows, columns = response[:, 1:].nonzero(as_tuple=True)
+        head = self.base.model.get_output_embeddings()
+        logits = head(final[rows, columns]).float()
+        chosen = log_softmax(logits, dim=-1).gather(1, ids[rows, columns + 1][:, None])[:, 0]
+        return torch.zeros(len(ids)).index_add(0, rows, chosen)
+
+
+def last_token(final: Tensor, lengths: Tensor) -> Tensor:
+    """[N, d] float32: the final hidden state at each row's last token."""
+    return final[torch.arange(len(lengths)), lengths - 1].float()
+
+
+def _mask(width: int, lengths: Tensor) -> Tensor | None:
+    if bool((lengths == width).all()):
+        return None
+    return (torch.arange(width)[None, :] < lengths[:, None]).long()
+
+
+def _adapt(twin: nn.Module, target: Target) -> AdaptedLinear:
+    """Wrap the target's place in a layer's twin; the base model itself stays as it is."""
+    parent_path, _, name = target.name.rpartition(".")
+    parent = twin.get_submodule(parent_path)
+    module = getattr(parent, name)
+    if not isinstance(module, AdaptedLinear):
+        module = AdaptedLinear(module)
+        setattr(parent, name, module)
+    return module
+
+
+def _split(model: nn.Module, layers: list[nn.Module], first: int) -> tuple[nn.Module, nn.Module]:
+    """Decoders with the layers below ``first``, and from it on; parameters are shared."""
+    decoder = model.get_decoder()  # type: ignore[operator]
+    slot = "layers" if hasattr(decoder, "layers") else "h"
+    norm = "norm" if hasattr(decoder, "norm") else "ln_f"
+    if not hasattr(decoder, slot) or not hasattr(decoder, norm):
+        raise ModelError(f"model of type {type(decoder).__name__}: no decoder layers and final norm were found")
+    prefix, suffix = _shallow(decoder), _shallow(decoder)
+    setattr(prefix, slot, nn.ModuleList(layers[:first]))
+    setattr(prefix, norm, nn.Identity())
+    setattr(suffix, slot, nn.ModuleList(layers[first:]))
+    if hasattr(suffix, "wpe"):
+        suffix.wpe = _NoPositions()
+    _recount(prefix, 0, first)
+    _recount(suffix, first, len(layers))
+    return prefix, suffix
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy of a module tree whose parameters are the original's."""
+    twin = _shallow(module)
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else _twin(child)
+    return twin
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    twin._buffers = dict(module._buffers)
+    return twin
+
+
+def _recount(decoder: nn.Module, start: int, stop: int) -> None:
+    """Give a part its own configuration: as many layers as it has, with their own types."""
+    config = copy.copy(decoder.config)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        config.layer_types = list(kinds[start:stop]) or list(kinds[:1])
+    config.num_hidden_layers = stop - start
+    decoder.config = config  # type: ignore[assignment]

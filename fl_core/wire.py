@@ -1,0 +1,266 @@
+"""What server and nodes say to each other, and the strict reading of it.
+
+An *instruction* is ``{"arrays": the shared adapter, "instruction": arm, round, phase}``; a
+*reply* is ``{"arrays": the sum of a node's users' updates, "metrics": {"count": users}}``, or
+the metrics alone where nothing may leave the device, or where a node has no user for a round
+(count 0).  No other key, no metric of any user.
+
+Replies come from machines that nobody vouches for.  ``validate_reply`` reads the bytes itself
+rather than through ``numpy.load``, so that a forged header can neither evaluate an expression
+nor allocate memory, and raises ``ReplyError``, and nothing else, on whatever is not exactly
+the agreed form.
+
+This is the one module of ``fl_core`` that knows Flower.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fl_core.errors import WireError
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+"""Named float32 arrays: a shared adapter, or an update of it."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+ARRAYS, METRICS, INSTRUCTION, COUNT = "arrays", "metrics", "instruction", "count"
+
+COUNT_LIMIT = 100_000
+"""Users that one node may claim where the run's number of users is not known."""
+
+NORM_CEILING = 1e12
+"""Mean norm per user that is refused even when no bound is configured: float32 sums overflow."""
+
+HEADER_BYTES_LIMIT = 4096
+NUMPY_STYPE = "numpy.ndarray"
+
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \}\s*", re.ASCII
+)
+
+
+class Phase(enum.StrEnum):
+    """What a node is asked to do; the value is Flower's message type."""
+
+    TRAIN = "train"
+    PERSONALIZE = "train.personalize"
+    UPLOAD = "train.upload"
+
+
+class Reason(enum.StrEnum):
+    """Why a reply was rejected; the keys of a round's ``rejected`` counts."""
+
+    ERROR = "error"
+    CONTENT = "content"
+    KEYS = "keys"
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    BYTES = "bytes"
+    SIZE = "size"
+    NON_FINITE = "non-finite"
+    COUNT = "count"
+    NORM = "norm"
+    UNSOLICITED = "unsolicited"
+    DUPLICATE = "duplicate"
+    NO_REPLY = "no reply"
+    ABSENT = "absent"
+
+
+class ReplyError(WireError):
+    """A reply does not have the agreed form; ``reason`` says in which way."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What a node is asked to do, for which arm, in which round (from 1; 0: before the first)."""
+
+    arm: str
+    server_round: int
+    phase: Phase
+
+
+def shapes_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array by name."""
+    return {name: tuple(value.shape) for name, value in arrays.items()}
+
+
+def to_record(arrays: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
+    """Serialise, names in sorted order, so that equal arrays give equal bytes.
+
+    Raises ``WireError`` where an array is not float32: nothing is converted silently.
+    """
+    record = ArrayRecord()
+    for name in sorted(arrays):
+        value = arrays[name]
+        if value.dtype != np.float32:
+            raise WireError(f"array {name!r} is {value.dtype}; the wire carries float32: cast it first")
+        record[name] = Array(np.asarray(value, order="C"))
+    return record
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Read an ``ArrayRecord`` of float32 arrays; ``ReplyError`` on anything else."""
+    return {name: _read_array(name, record[name], tuple(record[name].shape)) for name in record}
+
+
+def instruction_content(record: ArrayRecord, instruction: Instruction) -> RecordDict:
+    """The content of an instruction; ``record`` may be shared by many messages."""
+    config = ConfigRecord(
+        {
+            "arm": instruction.arm,
+            "round": instruction.server_round,
+            "phase": instruction.phase.value,
+        }
+    )
+    return RecordDict({ARRAYS: record, INSTRUCTION: config})
+
+
+def read_instruction(content: RecordDict) -> tuple[Arrays, Instruction]:
+    """The arrays and the instruction of a message's content; ``WireError`` on a wrong form."""
+    if set(content) != {ARRAYS, INSTRUCTION}:
+        raise WireError(f"instruction holds {sorted(content)}, expected {sorted((ARRAYS, INSTRUCTION))}")
+    record, config = content[ARRAYS], content[INSTRUCTION]
+    if not isinstance(record, ArrayRecord) or not isinstance(config, ConfigRecord):
+        raise WireError("instruction: 'arrays' must be an ArrayRecord, 'instruction' a ConfigRecord")
+    arm, server_round, phase = (config.get(key) for key in ("arm", "round", "phase"))
+    if not isinstance(arm, str) or type(server_round) is not int or phase not in set(Phase):
+        raise WireError(f"instruction: arm={arm!r}, round={server_round!r}, phase={phase!r} is not one")
+    return from_record(record), Instruction(arm, server_round, Phase(str(phase)))
+
+
+def reply_content(count: int, arrays: Mapping[str, npt.NDArray[np.float32]] | None = None) -> RecordDict:
+    """The content of a reply: how many users, and the sum of their updates if one leaves."""
+    content = RecordDict({METRICS: MetricRecord({COUNT: int(count)})})
+    if arrays is not None:
+        content[ARRAYS] = to_record(arrays)
+    return content
+
+
+def validate_reply(
+    reply: Message, expected: Shapes, max_norm: float = 0.0, count_limit: int = COUNT_LIMIT
+) -> tuple[Arrays, int]:
+    """The sum of updates and the number of users that a reply carries.
+
+    ``expected``: shape by name.  ``max_norm``: bound on ||sum|| / count over all arrays
+    together, 0 for none.  Raises ``ReplyError`` and nothing else; its reason is ``ABSENT``
+    where the node says that none of its users takes part, which is no fault.
+    """
+    if reply.has_content() and set(reply.content) == {METRICS} and validate_count(reply, 0) == 0:
+        raise ReplyError(Reason.ABSENT, "no user of this node takes part in this round")
+    content = _content_of(reply, {ARRAYS, METRICS})
+    count = _read_count(content[METRICS], 1, count_limit)
+    record = content[ARRAYS]
+    if not isinstance(record, ArrayRecord):
+        raise ReplyError(Reason.CONTENT, f"'arrays' is a {type(record).__name__}, not an ArrayRecord")
+    if set(record) != set(expected):
+        missing, extra = sorted(set(expected) - set(record)), sorted(set(record) - set(expected))
+        raise ReplyError(Reason.KEYS, f"arrays missing: {missing[:3]}, unexpected: {extra[:3]}")
+    arrays = {name: _read_array(name, record[name], expected[name]) for name in sorted(expected)}
+    _check_norm(arrays, count, max_norm)
+    return arrays, count
+
+
+def validate_count(reply: Message, count_limit: int = COUNT_LIMIT) -> int:
+    """The number of users, from 0, in a reply that carries nothing else; else ``ReplyError``."""
+    return _read_count(_content_of(reply, {METRICS})[METRICS], 0, count_limit)
+
+
+def norm(arrays: Mapping[str, npt.NDArray[np.floating]]) -> float:
+    """Euclidean norm over all arrays together, summed in float64 in sorted order of names."""
+    squares = (float(np.sum(np.square(arrays[name], dtype=np.float64))) for name in sorted(arrays))
+    return math.sqrt(sum(squares))
+
+
+def serialized_bytes(message: Message) -> int:
+    """Bytes of a message as Flower puts it on the wire: every object once, headers included."""
+    sizes: dict[str, int] = {}
+
+    def visit(item: Message | object) -> None:
+        children = getattr(item, "children", None) or {}
+        for key, child in children.items():
+            if key not in sizes:
+                sizes[key] = len(child.deflate())
+                visit(child)
+
+    visit(message)
+    return len(message.deflate()) + sum(sizes.values())
+
+
+def _content_of(reply: Message, keys: set[str]) -> RecordDict:
+    if reply.has_error():
+        raise ReplyError(Reason.ERROR, _shown(reply.error.reason))
+    if not reply.has_content():
+        raise ReplyError(Reason.CONTENT, "the reply is empty")
+    if set(reply.content) != keys:
+        raise ReplyError(Reason.CONTENT, f"records {_shown(sorted(reply.content))}, expected {sorted(keys)}")
+    return reply.content
+
+
+def _read_count(record: object, least: int, limit: int) -> int:
+    if not isinstance(record, MetricRecord) or set(record) != {COUNT}:
+        raise ReplyError(Reason.CONTENT, f"'metrics' must hold {COUNT!r} and nothing else")
+    count = record[COUNT]
+    if type(count) is not int or not least <= count <= limit:
+        raise ReplyError(Reason.COUNT, f"count={_shown(count)} must be an integer from {least} to {limit}")
+    return count
+
+
+def _read_array(name: str, array: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The array's numbers, read without trusting any of its own statements about itself."""
+    if tuple(array.shape) != tuple(shape):
+        raise ReplyError(Reason.SHAPE, f"{name}: shape {_shown(array.shape)}, expected {shape}")
+    if array.dtype != "float32":
+        raise ReplyError(Reason.DTYPE, f"{name}: {_shown(array.dtype)}, expected float32")
+    if array.stype != NUMPY_STYPE:
+        raise ReplyError(Reason.BYTES, f"{name}: serialised as {_shown(array.stype)}, not {NUMPY_STYPE}")
+    expected_bytes = 4 * math.prod(shape)
+    if len(array.data) > expected_bytes + HEADER_BYTES_LIMIT:
+        raise ReplyError(Reason.SIZE, f"{name}: {len(array.data)} bytes for {expected_bytes}")
+    fortran, body = _read_header(name, bytes(array.data), tuple(shape))
+    if len(body) != expected_bytes:
+        raise ReplyError(Reason.BYTES, f"{name}: {len(body)} bytes of numbers, expected {expected_bytes}")
+    value = np.frombuffer(body, dtype="<f4").reshape(shape, order="F" if fortran else "C")
+    if not np.all(np.isfinite(value)):
+        raise ReplyError(Reason.NON_FINITE, f"{name}: holds NaN or infinity")
+    return np.array(value, dtype=np.float32, order="C")
+
+
+def _read_header(name: str, data: bytes, shape: tuple[int, ...]) -> tuple[bool, bytes]:
+    """(Fortran order, the bytes after the header) of an npy file, format version 1.0."""
+    start = len(_NPY_MAGIC) + 2
+    if len(data) < start or not data.startswith(_NPY_MAGIC):
+        raise ReplyError(Reason.BYTES, f"{name}: not an npy file of version 1.0")
+    end = start + int.from_bytes(data[start - 2 : start], "little")
+    match = _NPY_HEADER.fullmatch(data[start:end].decode("latin-1")) if end <= len(data) else None
+    if match is None:
+        raise ReplyError(Reason.BYTES, f"{name}: its npy header cannot be read")
+    if match[1] != "<f4":
+        raise ReplyError(Reason.DTYPE, f"{name}: holds {_shown(match[1])}, expected '<f4'")
+    if tuple(part.strip() for part in match[3].split(",") if part.strip()) != tuple(map(str, shape)):
+        raise ReplyError(Reason.SHAPE, f"{name}: holds shape ({_shown(match[3])}), expected {shape}")
+    return match[2] == "True", data[end:]
+
+
+def _check_norm(arrays: Arrays, count: int, max_norm: float) -> None:
+    mean_norm, bound = norm(arrays) / count, max_norm or NORM_CEILING
+    if not mean_norm <= bound:
+        raise ReplyError(Reason.NORM, f"norm per user {mean_norm:.4g} is above {bound:.4g}")
+
+
+def _shown(value: object) -> str:
+    """``value`` fit for a log: one line, printable, short."""
+    return ascii(value)[:200]

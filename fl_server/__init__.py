@@ -1,0 +1,1 @@
+"""The server: the Flower ServerApp, its rounds and its checkpoints."""

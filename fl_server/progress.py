@@ -1,0 +1,54 @@
+"""``progress.json``: where a run stands, for whoever watches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from fl_core.atomic import write_json
+
+ProgressPhase = Literal["starting", "training", "personalising", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One state of a run, as it is written.
+
+    ``arm_index`` counts from 0 among ``arms``; ``round`` of ``rounds`` is the last one
+    finished; ``seconds`` since this server started; ``replies`` and ``rejected`` of the last
+    round, or so far in the phase ``personalising``; ``users`` personalised so far; ``error``
+    says why a run failed.
+    """
+
+    phase: ProgressPhase = "starting"
+    arm: str = ""
+    arm_index: int = 0
+    arms: int = 0
+    round: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    replies: int = 0
+    rejected: int = 0
+    users: int = 0
+    error: str = ""
+
+
+@dataclass
+class ProgressFile:
+    """Keeps ``path`` at the latest state; each write replaces the file whole."""
+
+    path: Path
+    now: Callable[[], float] = time.monotonic
+    state: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self._started = self.now()
+
+    def update(self, **changes: str | int | float) -> None:
+        """Change some fields and write; ``seconds`` is filled in."""
+        seconds = round(self.now() - self._started, 3)
+        self.state = replace(self.state, **{**changes, "seconds": seconds})  # type: ignore[arg-type]
+        write_json(self.path, asdict(self.state))

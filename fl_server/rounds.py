@@ -1,0 +1,282 @@
+"""The server's side of a run: for each trained arm its rounds, then its personal phase.
+
+Flower's ``Strategy.start`` has no place to resume at, so this loop drives the same strategy
+itself: each round ends with a checkpoint, too few valid replies repeat the round with a new
+sample, and the same configuration on the same folder goes on where it stopped.
+
+Under ``out``: ``progress.json``, and for each arm ``arms/<arm>/`` with
+``checkpoint.safetensors``, ``shared.safetensors`` (the released adapter), ``rounds.json``
+(statistics of every attempt) and ``personalized.json`` (after the personal phase).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from safetensors.numpy import save
+
+from fl_core.atomic import write_bytes, write_json
+from fl_core.config import RunConfig
+from fl_core.errors import ConfigurationError, DuetError, RunError
+from fl_core.wire import (
+    COUNT_LIMIT,
+    Arrays,
+    Instruction,
+    Phase,
+    from_record,
+    to_record,
+    validate_count,
+)
+from fl_server.checkpoints import Checkpoint, config_hash, load_checkpoint, save_checkpoint
+from fl_server.progress import ProgressFile
+from strategies.base import FederatedStrategy
+from strategies.exchange import LOG, exchange, instruct, judge
+from strategies.sampling import SETTLE_SECONDS, Timer, wait_for_nodes
+from strategies.select import strategy_for
+
+ATTEMPTS = 3
+"""Samples that one round, or one personal phase, may ask before the run ends with an error."""
+
+PERSONAL_DEADLINES = 10.0
+"""The personal phase may last so many times the deadline of a round: it holds up nobody."""
+
+Initial = Callable[[RunConfig, str], Arrays]
+
+
+@dataclass
+class Run:
+    """One run: its settings, its grid, its folder.  ``initial`` gives an arm's first adapter."""
+
+    config: RunConfig
+    grid: Grid
+    out: Path
+    initial: Initial
+    timer: Timer
+    settle_seconds: float = SETTLE_SECONDS
+
+    def __post_init__(self) -> None:
+        self.progress = ProgressFile(self.out / "progress.json", self.timer.now)
+
+    def execute(self) -> None:
+        """Train and personalise every arm of the configuration.
+
+        Raises ``DuetError``; ``progress.json`` then says why, and all that was finished stays.
+        """
+        arms = self.config.arm_names
+        try:
+            if not arms:
+                raise ConfigurationError("arms='': name at least one arm to train, for example 'dual'")
+            for index, arm in enumerate(arms):
+                self.progress.update(
+                    phase="starting", arm=arm, arm_index=index, arms=len(arms), round=0, replies=0, users=0
+                )
+                self._arm(arm)
+            self.progress.update(phase="done")
+        except DuetError as error:
+            self.progress.update(phase="failed", error=str(error))
+            raise
+        except Exception as error:
+            self.progress.update(phase="failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    def _arm(self, arm: str) -> None:
+        base = arm.removesuffix("_dp")
+        arrays = self.initial(self.config, arm) if base == "local" else self._train(arm)
+        if base != "shared":
+            self._personalize(arm, to_record(arrays))
+
+    def _train(self, arm: str) -> Arrays:
+        """The arm's rounds, resumed where a checkpoint stands; returns the released adapter."""
+        strategy, rounds = self._strategy(arm), self.config.federation.rounds
+        self.progress.update(phase="training", rounds=rounds)
+        checkpoint = self._first_checkpoint(strategy, arm)
+        strategy.optimizer, strategy.history = checkpoint.optimizer, list(checkpoint.history)
+        record, first = to_record(checkpoint.arrays), checkpoint.server_round + 1
+        self.progress.update(round=checkpoint.server_round)
+        for server_round in range(first, rounds + 1):
+            record = self._round(strategy, server_round, record)
+            self._save(arm, strategy, server_round, from_record(record))
+            self._report(strategy, server_round)
+        arrays = from_record(record)
+        write_bytes(self._folder(arm) / "shared.safetensors", save(dict(arrays), self._labels(arm)))
+        return arrays
+
+    def _first_checkpoint(self, strategy: FederatedStrategy, arm: str) -> Checkpoint:
+        found = load_checkpoint(self._checkpoint_path(arm), self.config)
+        if found is not None:
+            LOG.info("arm %s: resuming after round %d", arm, found.server_round)
+            return found
+        initial = self.initial(self.config, arm)
+        if not initial:
+            raise ConfigurationError(
+                f"arm {arm!r}: shared.targets={self.config.shared.targets!r} and "
+                f"train.objective={self.config.train.objective!r} leave nothing to train; name target layers"
+            )
+        arrays = from_record(strategy.prepare(self.grid, to_record(initial)))
+        self._save(arm, strategy, 0, arrays)
+        return Checkpoint(0, arrays, strategy.optimizer, ())
+
+    def _round(self, strategy: FederatedStrategy, server_round: int, record: ArrayRecord) -> ArrayRecord:
+        """One round, tried with new samples until enough replies are valid."""
+        deadline = self.config.federation.deadline_seconds
+        for _ in range(ATTEMPTS):
+            messages = list(strategy.configure_train(server_round, record, ConfigRecord(), self.grid))
+            replies = exchange(self.grid, messages, deadline, self.timer)
+            moved, _metrics = strategy.aggregate_train(server_round, replies)
+            if moved is not None:
+                return moved
+            stats = strategy.history[-1]
+            if stats.nobody_there:
+                return record
+            self.progress.update(replies=stats.replies, rejected=sum(stats.rejected.values()))
+            LOG.warning(
+                "arm %s, round %d: rejected %s %s", stats.arm, server_round, stats.rejected, strategy.notes
+            )
+        self._write_history(strategy)
+        raise RunError(
+            f"arm {strategy.arm!r}, round {server_round}: {ATTEMPTS} samples in a row gave fewer than "
+            f"federation.minimum-nodes={self.config.federation.minimum_nodes} valid replies "
+            f"(last: {strategy.history[-1].replies} of {strategy.history[-1].nodes}, rejected "
+            f"{strategy.history[-1].rejected}); {'; '.join(strategy.notes) or 'no node answered'}. "
+            "The shared adapter is unchanged; run again on the same 'out' to go on from here"
+        )
+
+    def _personalize(self, arm: str, record: ArrayRecord) -> None:
+        """Every node online trains its users' personal adapters on the released shared one."""
+        target = self._folder(arm) / "personalized.json"
+        if target.exists() and json.loads(target.read_text()).get("config_hash") == config_hash(self.config):
+            return
+        federation, started = self.config.federation, self.timer.now()
+        rounds = federation.rounds if arm.removesuffix("_dp") != "local" else 0
+        self.progress.update(
+            phase="personalising", round=rounds, rounds=rounds, replies=0, rejected=0, users=0
+        )
+        instruction = Instruction(arm, rounds + 1, Phase.PERSONALIZE)  # after the last round
+        nodes = wait_for_nodes(
+            self.grid, federation.minimum_nodes, federation.deadline_seconds, self.settle_seconds, self.timer
+        )
+        users: dict[int, int] = {}
+        rejected: dict[str, int] = {}
+        notes: tuple[str, ...] = ()
+        for _ in range(ATTEMPTS):
+            left = [node for node in nodes if node not in users]
+            if not left:
+                break
+            deadline = PERSONAL_DEADLINES * federation.deadline_seconds
+            messages = instruct(instruction, record, left, deadline)
+            replies = exchange(self.grid, messages, deadline, self.timer, self._count_replies(len(users)))
+            sent = [message.metadata.message_id for message in messages]
+            verdict = judge(replies, sent, lambda reply: validate_count(reply))
+            users |= {left[position]: count for position, count in verdict.accepted.items()}
+            rejected, notes = dict(verdict.rejected), verdict.notes
+        self.progress.update(replies=len(users), rejected=sum(rejected.values()), users=sum(users.values()))
+        if len(users) < len(nodes):
+            raise RunError(
+                f"arm {arm!r}: {len(nodes) - len(users)} of {len(nodes)} nodes did not personalise their "
+                f"users (rejected {rejected}); {'; '.join(notes) or 'no answer'}. "
+                "Run again on the same 'out' to try the rest"
+            )
+        write_json(
+            target,
+            {
+                "arm": arm,
+                "config_hash": config_hash(self.config),
+                "nodes": len(nodes),
+                "users": sum(users.values()),
+                "seconds": self.timer.now() - started,
+            },
+        )
+
+    def _count_replies(self, before: int) -> Callable[[int], None]:
+        return lambda replies: self.progress.update(replies=before + replies)
+
+    def _report(self, strategy: FederatedStrategy, server_round: int) -> None:
+        stats = strategy.history[-1]
+        self.progress.update(
+            round=server_round,
+            replies=stats.replies,
+            rejected=sum(stats.rejected.values()),
+            users=stats.users,
+        )
+        LOG.info(
+            "arm %s, round %d: %d users of %d nodes, rejected %s, update norm %.4g, %.1f s",
+            stats.arm,
+            server_round,
+            stats.users,
+            stats.replies,
+            stats.rejected or "none",
+            stats.update_norm,
+            stats.seconds,
+        )
+
+    def _strategy(self, arm: str) -> FederatedStrategy:
+        strategy = strategy_for(
+            self.config,
+            arm,
+            count_limit=self._count_limit(),
+            timer=self.timer,
+            settle_seconds=self.settle_seconds,
+        )
+        strategy.summary()
+        return strategy
+
+    def _save(self, arm: str, strategy: FederatedStrategy, server_round: int, arrays: Arrays) -> None:
+        checkpoint = Checkpoint(server_round, arrays, strategy.optimizer, tuple(strategy.history))
+        save_checkpoint(self._checkpoint_path(arm), self.config, checkpoint)
+        self._write_history(strategy)
+
+    def _write_history(self, strategy: FederatedStrategy) -> None:
+        write_json(
+            self._folder(strategy.arm) / "rounds.json",
+            {
+                **self._labels(strategy.arm),
+                "rounds": [asdict(stats) for stats in strategy.history],
+            },
+        )
+
+    def _labels(self, arm: str) -> dict[str, str]:
+        """What a released file says of itself; safetensors metadata holds strings only."""
+        method = self.config.method
+        leaks = "true" if self.config.federation.leak_personal_weights else "false"
+        return {
+            "arm": arm,
+            "method": method,
+            "config_hash": config_hash(self.config),
+            "leaks_personal_weights": leaks if method == "fdlora-as-printed" else "false",
+        }
+
+    def _count_limit(self) -> int:
+        """Users that one node may claim: no more than the run has, where that is known."""
+        named = not Path(self.config.population).expanduser().is_dir()
+        return self.config.users if self.config.users and named else COUNT_LIMIT
+
+    def _folder(self, arm: str) -> Path:
+        return self.out / "arms" / arm
+
+    def _checkpoint_path(self, arm: str) -> Path:
+        return self._folder(arm) / "checkpoint.safetensors"
+
+
+def run_arms(
+    config: RunConfig,
+    grid: Grid,
+    out: Path,
+    initial: Initial | None = None,
+    timer: Timer | None = None,
+    settle_seconds: float = SETTLE_SECONDS,
+) -> None:
+    """Run ``config`` over ``grid`` and leave its results under ``out``; see the module."""
+    Run(config, grid, out, initial or initial_shared, timer or Timer(), settle_seconds).execute()
+
+
+def initial_shared(config: RunConfig, arm: str) -> Arrays:
+    """An arm's first shared adapter, from the public seed; loads the base model for its shapes."""
+    from fl_core import shared  # here, because it imports torch
+
+    arrays: Arrays = shared.initial_shared(config, arm)
+    return arrays

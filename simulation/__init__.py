@@ -1,0 +1,1 @@
+"""Populations, the run that trains and evaluates them, and its report."""

@@ -1,0 +1,1 @@
+"""Federated strategies, one file a method, its paper in the docstring."""

@@ -1,0 +1,80 @@
+"""How the server applies a round's mean update: pure functions over named arrays.
+
+The mean update ``d`` is a descent direction, so ``g = -d`` plays the gradient's part
+(Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 1).  All sums are in float64;
+the parameters stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fl_core.wire import Arrays
+
+Update = Mapping[str, npt.NDArray[np.float64]]
+
+MOMENTUM = 0.9
+"""mu of Nesterov momentum, as in DiLoCo and FDLoRA."""
+
+BETA_1, BETA_2, TAU = 0.9, 0.99, 1e-8
+"""Adam's decays as in Reddi et al., section 5; tau smaller than theirs, see ``adam``."""
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What survives a round: steps taken, first and second moments (float64, empty at first)."""
+
+    step: int = 0
+    first: Update = field(default_factory=dict)
+    second: Update = field(default_factory=dict)
+
+
+Rule = Callable[[Arrays, Update, OptimizerState, float], tuple[Arrays, OptimizerState]]
+
+
+def sgd(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tuple[Arrays, OptimizerState]:
+    """theta + lr d.  With lr = 1 and d a mean of parameter changes: plain federated averaging."""
+    return _moved(theta, d, lr), OptimizerState(state.step + 1)
+
+
+def nesterov(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tuple[Arrays, OptimizerState]:
+    """Momentum with look-ahead: b <- mu b + d; theta <- theta + lr (d + mu b).
+
+    The outer optimizer of DiLoCo (Douillard et al. 2023, section 2) and of FDLoRA, in the form
+    of Sutskever et al. (2013) that optimizer libraries use.
+    """
+    b = {name: MOMENTUM * _of(state.first, name, d[name]) + d[name] for name in d}
+    direction = {name: d[name] + MOMENTUM * b[name] for name in d}
+    return _moved(theta, direction, lr), OptimizerState(state.step + 1, first=b)
+
+
+def adam(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tuple[Arrays, OptimizerState]:
+    """FedAdam: Reddi et al. 2021, Algorithm 2.
+
+    m <- b1 m + (1 - b1) d;  v <- b2 v + (1 - b2) d^2;  theta <- theta + lr m' / (sqrt(v') + tau).
+
+    Two deviations: m' and v' carry Kingma and Ba's bias correction, and tau is 1e-8 and not
+    1e-3, because d may be a mean gradient whose scale is far below that of a parameter change.
+    """
+    step = state.step + 1
+    m = {name: BETA_1 * _of(state.first, name, d[name]) + (1 - BETA_1) * d[name] for name in d}
+    v = {name: BETA_2 * _of(state.second, name, d[name]) + (1 - BETA_2) * d[name] ** 2 for name in d}
+    c1, c2 = 1 - BETA_1**step, 1 - BETA_2**step
+    direction = {name: (m[name] / c1) / (np.sqrt(v[name] / c2) + TAU) for name in d}
+    return _moved(theta, direction, lr), OptimizerState(step, first=m, second=v)
+
+
+RULES: Mapping[str, Rule] = {"sgd": sgd, "nesterov": nesterov, "adam": adam}
+"""By the name that ``federation.server`` holds."""
+
+
+def _of(moments: Update, name: str, like: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return moments[name] if name in moments else np.zeros_like(like)
+
+
+def _moved(theta: Arrays, direction: Update, lr: float) -> Arrays:
+    return {name: (value + lr * direction[name]).astype(np.float32) for name, value in theta.items()}

@@ -1,0 +1,360 @@
+"""Accounting against an independent grid accountant and known figures; noise against its law."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fl_core.config import PrivacyConfig
+from fl_core.errors import PrivacyError
+from fl_core.privacy import (
+    DpEvent,
+    Mechanism,
+    NoiseSource,
+    Purpose,
+    Sigmas,
+    SimulationNoise,
+    SystemNoise,
+    calibrate,
+    epsilon,
+    gaussian_epsilon,
+    keyed_normal,
+    poisson_mask,
+    poisson_sample,
+    renyi_epsilon,
+    system_normal,
+    system_uniform,
+)
+
+Array = npt.NDArray[np.float64]
+
+
+def events(*mechanisms: Mechanism) -> list[DpEvent]:
+    adapters = ("shared", "personal")
+    return [DpEvent(q, sigma, t, 1.0, adapters[i % 2]) for i, (q, sigma, t) in enumerate(mechanisms)]
+
+
+# --- An independent accountant: privacy loss distributions on a plain grid -----------------
+
+
+def loss_masses(q: float, sigma: float, edges: Array, direction: str) -> Array:
+    """Probability of each cell of privacy loss in one Poisson-subsampled Gaussian step.
+
+    remove: L = log(1 - q + q exp((2x - 1) / (2 sigma^2))), x from the mixture; add: -L, x from
+    the Gaussian at 0.
+    """
+    sign = 1.0 if direction == "remove" else -1.0
+    inner = np.exp(sign * edges) - (1 - q)
+    with np.errstate(divide="ignore"):
+        x = sigma**2 * np.log(np.maximum(inner, 0) / q) + 0.5
+    below = stats.norm.cdf(x / sigma)
+    if direction == "remove":
+        below = (1 - q) * below + q * stats.norm.cdf((x - 1) / sigma)
+    return np.abs(np.diff(below))
+
+
+def grid_epsilon(mechanisms: list[Mechanism], delta: float, reach: float = 40.0, cells: int = 2**19) -> float:
+    """Joint epsilon, both directions, losses taken at the cells' middles (no side rounding)."""
+    edges = np.linspace(-reach, reach, cells + 1)
+    width = edges[1] - edges[0]
+    frequencies = np.fft.rfftfreq(cells)
+    worst = 0.0
+    for direction in ("remove", "add"):
+        spectrum = np.ones(cells // 2 + 1, dtype=complex)
+        shift = 0.0  # index of loss 0 is cells/2 - 1/2: undone by a phase
+        for q, sigma, steps in mechanisms:
+            spectrum *= np.fft.rfft(loss_masses(q, sigma, edges, direction)) ** steps
+            shift += steps
+        # Composed index k means loss (k + shift/2) * width - shift * reach; bring it to the grid.
+        first = shift * (width / 2 - reach)
+        turn = (first + reach) / width
+        masses = np.fft.irfft(spectrum * np.exp(-2j * np.pi * frequencies * (turn % cells)), cells)
+        losses = -reach + width * np.arange(cells)
+        low, high = 0.0, reach
+        for _ in range(50):
+            middle = (low + high) / 2
+            over = losses > middle
+            reached = float(np.sum(masses[over] * -np.expm1(middle - losses[over])))
+            low, high = (low, middle) if reached <= delta else (middle, high)
+        worst = max(worst, high)
+    return worst
+
+
+CASES: list[tuple[list[Mechanism], float]] = [
+    ([(0.2, 1.5, 40)], 1e-5),
+    ([(0.2, 1.5, 40), (0.2, 1.5, 40)], 1e-5),
+    ([(0.2, 1.5, 40), (0.2, 3.0, 100)], 1e-5),
+    ([(0.01, 1.0, 1000)], 1e-5),
+    ([(0.05, 0.8, 200)], 1e-5),
+    ([(0.1, 1.0, 100)], 1e-4),
+    ([(0.25, 1.0, 40)], 1e-3),
+    ([(0.2, 0.6, 50)], 1e-4),
+    ([(0.1, 8.0, 100)], 1e-6),
+    ([(1.0, 4.0, 20), (0.2, 2.0, 20)], 1e-5),
+    ([(0.5, 2.0, 10), (0.05, 1.0, 100), (0.9, 6.0, 30)], 1e-5),
+    ([(1.0, 4.0, 20)], 1e-5),
+    ([(0.2, 40.0, 20)], 1e-5),
+]
+
+
+@pytest.mark.parametrize(("mechanisms", "delta"), CASES)
+def test_epsilon_is_just_above_an_independent_accountants(mechanisms: list[Mechanism], delta: float) -> None:
+    slow = grid_epsilon(mechanisms, delta)
+    ours = epsilon(events(*mechanisms), delta)
+    assert slow - 1e-3 <= ours <= max(slow * 1.01, slow + 0.02)
+    assert ours <= renyi_epsilon(mechanisms, delta)
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "delta", "known"),
+    [
+        # Google's dp_accounting 0.6.0, privacy loss distributions, grid 1e-4 (two decimals to four).
+        ([(0.2, 1.5, 40)], 1e-5, 4.71),
+        ([(0.2, 1.5, 40)] * 2, 1e-5, 6.70),
+        ([(0.01, 1.0, 1000)], 1e-5, 1.829),
+        ([(0.05, 0.8, 200)], 1e-5, 7.702),
+        ([(0.1, 1.0, 100)], 1e-4, 5.966),
+        ([(0.25, 1.0, 40)], 1e-3, 7.953),
+        ([(0.2, 0.6, 50)], 1e-4, 23.09),
+        ([(1.0, 4.0, 20)], 1e-5, 4.983),
+        ([(0.1, 8.0, 100)], 1e-6, 0.518),
+    ],
+)
+def test_epsilon_gives_known_figures(mechanisms: list[Mechanism], delta: float, known: float) -> None:
+    ours = epsilon(events(*mechanisms), delta)
+    assert known - 0.006 <= ours <= max(known * 1.01, known + 0.02)
+
+
+@pytest.mark.parametrize(
+    ("z", "rounds", "known"), [(7, 6, 1.53), (4, 6, 2.82), (2.5, 6, 4.77), (4, 16, 4.89), (4, 64, 11.0)]
+)
+def test_gaussian_gives_known_figures(z: float, rounds: int, known: float) -> None:
+    assert gaussian_epsilon(math.sqrt(rounds) / z, 1e-6) == pytest.approx(known, abs=0.006)
+    assert epsilon(events((1.0, z, rounds)), 1e-6) == pytest.approx(gaussian_epsilon(rounds**0.5 / z, 1e-6))
+
+
+@given(mu=st.floats(0.01, 30), delta=st.floats(1e-9, 0.4))
+@settings(max_examples=100, deadline=None)
+def test_gaussian_epsilon_meets_its_delta_and_no_less_would(mu: float, delta: float) -> None:
+    eps = gaussian_epsilon(mu, delta)
+
+    def reached(e: float) -> float:
+        """An independent form of the same curve, in log space."""
+        second = np.exp(e + stats.norm.logcdf(-e / mu - mu / 2))
+        return float(stats.norm.cdf(-e / mu + mu / 2) - second)
+
+    assert reached(eps) <= delta * (1 + 1e-6)
+    assert eps == 0 or reached(eps * (1 - 1e-4) - 1e-9) > delta * (1 - 1e-6)
+
+
+def test_no_step_costs_nothing_and_no_noise_costs_everything() -> None:
+    assert epsilon([], 1e-5) == 0.0
+    assert epsilon(events((0.2, 1.0, 0), (0.2, 0.0, 0)), 1e-5) == 0.0
+    assert epsilon(events((0.2, 1.0, 10), (0.2, 0.0, 1)), 1e-5) == math.inf
+    assert epsilon(events((0.2, math.inf, 10)), 1e-5) == 0.0
+    assert epsilon(events((0.0, 1.0, 10)), 1e-5) == 0.0
+
+
+def test_cost_depends_on_what_was_done_not_on_how_it_is_listed() -> None:
+    whole = epsilon(events((0.2, 1.5, 40)), 1e-5)
+    assert epsilon(events((0.2, 1.5, 15), (0.2, 1.5, 25)), 1e-5) == whole
+    two = [(0.2, 1.5, 10), (0.3, 2.0, 20)]
+    assert epsilon(events(*two), 1e-5) == epsilon(events(*reversed(two)), 1e-5)
+
+
+def test_cost_is_monotonic() -> None:
+    def cost(q: float = 0.2, sigma: float = 1.5, steps: int = 40, delta: float = 1e-5) -> float:
+        return epsilon(events((q, sigma, steps)), delta)
+
+    assert cost(steps=39) < cost() < cost(steps=41)
+    assert cost(sigma=1.55) < cost() < cost(sigma=1.45)
+    assert cost(q=0.19) < cost() < cost(q=0.21)
+    assert cost(delta=2e-5) < cost() < cost(delta=5e-6)
+
+
+@pytest.mark.parametrize("mechanism", [(0.2, 0.1, 40), (0.2, 0.3, 1000), (0.2, 0.01, 5), (0.999999, 0.5, 3)])
+def test_extreme_values_fall_back_to_the_renyi_bound(mechanism: Mechanism) -> None:
+    found = epsilon(events(mechanism), 1e-5)
+    assert 10 < found < math.inf
+    assert found == renyi_epsilon([mechanism], 1e-5)
+
+
+def test_a_delta_near_rounding_error_still_gives_a_bound() -> None:
+    assert 9 < epsilon(events((0.2, 1.5, 40)), 1e-15) < 12
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_delta_outside_its_range_is_refused(delta: float) -> None:
+    with pytest.raises(PrivacyError, match="delta"):
+        epsilon(events((0.2, 1.0, 1)), delta)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampling_rate": 1.1},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": math.nan},
+        {"steps": -1},
+        {"clip": 0.0},
+    ],
+)
+def test_an_impossible_event_is_refused(wrong: dict[str, float]) -> None:
+    fields = {
+        "sampling_rate": 0.2,
+        "noise_multiplier": 1.0,
+        "steps": 1,
+        "clip": 1.0,
+        "adapter": "shared",
+    } | wrong
+    with pytest.raises(PrivacyError, match=next(iter(wrong))):
+        DpEvent(**fields)  # type: ignore[arg-type]
+
+
+# --- Calibration ---------------------------------------------------------------------------
+
+
+def spent(config: PrivacyConfig, sigmas: Sigmas, shared: int, personal: int) -> float:
+    q, clip = config.sampling_rate, config.clip
+    pair = [
+        DpEvent(q, sigmas.shared, shared, clip, "shared"),
+        DpEvent(q, sigmas.personal, personal, clip, "personal"),
+    ]
+    return epsilon(pair, config.delta)
+
+
+@pytest.mark.parametrize(
+    ("target", "share", "shared", "personal"), [(2.0, 0.5, 40, 60), (8.0, 0.8, 20, 5), (8.0, 0.5, 0, 30)]
+)
+def test_calibration_meets_the_target_from_below_and_splits_as_asked(
+    target: float, share: float, shared: int, personal: int
+) -> None:
+    config = PrivacyConfig(epsilon=target, personal_share=share)
+    sigmas = calibrate(config, shared, personal)
+    cost = spent(config, sigmas, shared, personal)
+    assert target * 0.999 <= cost <= target
+    less = Sigmas(sigmas.shared * 0.998, sigmas.personal * 0.998)
+    assert spent(config, less, shared, personal) > target
+    if shared:
+        parts = shared / sigmas.shared**2, personal / sigmas.personal**2
+        assert parts[1] / sum(parts) == pytest.approx(share, abs=1e-3)
+
+
+def test_calibration_without_sampling_is_the_exact_gaussian() -> None:
+    config = PrivacyConfig(epsilon=1.53, delta=1e-6, sampling_rate=1.0)
+    sigmas = calibrate(config, 6, 0)
+    assert sigmas.shared == pytest.approx(7.0, rel=0.005)
+    assert sigmas.personal == sigmas.shared
+
+
+def test_calibration_of_nothing_private() -> None:
+    assert calibrate(PrivacyConfig(epsilon=0.0), 40, 60) == Sigmas(0.0, 0.0)
+    assert calibrate(PrivacyConfig(sampling_rate=1.0), 0, 0).personal > 0
+
+
+def test_an_unreachable_target_is_an_error_with_a_fix() -> None:
+    config = PrivacyConfig(epsilon=1e-9, delta=1e-12, sampling_rate=1.0)
+    with pytest.raises(PrivacyError, match=r"epsilon=1e-09.*raise privacy\.epsilon"):
+        calibrate(config, 1000, 1000)
+    with pytest.raises(PrivacyError, match="steps"):
+        calibrate(config, -1, 10)
+
+
+# --- Noise ---------------------------------------------------------------------------------
+
+
+def has_unit_variance(numbers: Array, level: float = 1e-6) -> bool:
+    """Two-sided chi-square test of the sum of squares, and a z test of the mean."""
+    n = numbers.size
+    tail = stats.chi2.cdf(float(np.sum(np.square(numbers, dtype=np.float64))), n)
+    mean = abs(float(np.mean(numbers, dtype=np.float64))) * math.sqrt(n)
+    return bool(level / 2 < tail < 1 - level / 2 and mean < stats.norm.isf(level / 2))
+
+
+@pytest.mark.parametrize("source", [SimulationNoise(3), SystemNoise()], ids=["simulation", "system"])
+@pytest.mark.parametrize("n", [2001, 20000])
+def test_noise_has_its_scale_and_a_wrong_scale_is_rejected(source: NoiseSource, n: int) -> None:
+    numbers = source.normal((n,), 5, 2, 1, Purpose.SHARED_STEP)
+    assert numbers.dtype == np.float32 and numbers.shape == (n,)
+    assert has_unit_variance(numbers)
+    for wrong in (0.9, 1.1) if n > 10000 else (0.8, 1.25):
+        assert not has_unit_variance(numbers * np.float32(wrong))
+    assert stats.kstest(numbers, "norm").pvalue > 1e-6
+
+
+@pytest.mark.parametrize("source", [SimulationNoise(3), SystemNoise()], ids=["simulation", "system"])
+def test_uniform_numbers_are_uniform(source: NoiseSource) -> None:
+    numbers = source.uniform((20000,), 5, 2, 1, Purpose.FUSION)
+    assert 0 <= numbers.min() and numbers.max() < 1
+    assert stats.kstest(numbers, "uniform").pvalue > 1e-6
+
+
+def test_a_key_decides_the_bytes_and_every_part_of_it_counts() -> None:
+    source = SimulationNoise(1)
+    first = source.normal((3, 50), 1, 2, 3, 4)
+    assert first.tobytes() == source.normal((3, 50), 1, 2, 3, 4).tobytes()
+    assert first.tobytes() == keyed_normal((3, 50), (1, 1, 2, 3, 4)).tobytes()
+    others = [(2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3, 5), (1, 2, 3, 0)]
+    drawn = {source.normal((3, 50), *key).tobytes() for key in others}
+    assert len(drawn | {first.tobytes(), SimulationNoise(2).normal((3, 50), 1, 2, 3, 4).tobytes()}) == 7
+
+
+def test_keys_of_different_length_differ() -> None:
+    keys = [(1,), (1, 0), (0, 1), (1, 0, 0), (10,), (2**32,), (2**32 + 1,)]
+    assert len({keyed_normal((8,), key).tobytes() for key in keys}) == len(keys)
+
+
+def test_streams_of_neighbouring_keys_are_uncorrelated() -> None:
+    rows = np.stack([keyed_normal((4000,), (0, user, step)) for user in range(8) for step in range(8)])
+    correlations = np.corrcoef(rows)[np.triu_indices(64, 1)]
+    # 2,016 pairs: the largest of as many normal numbers of std 1/sqrt(4000) is about 3.6 of them.
+    assert np.abs(correlations).max() < 5.5 / math.sqrt(4000)
+    assert has_unit_variance(correlations * math.sqrt(4000), level=1e-4)
+
+
+def test_system_noise_never_repeats_and_takes_odd_shapes() -> None:
+    assert system_normal((7,)).tobytes() != system_normal((7,)).tobytes()
+    assert system_normal((3, 5)).shape == (3, 5)
+    assert system_normal(()).shape == () and system_normal((0,)).shape == (0,)
+    assert system_uniform((2, 3)).shape == (2, 3)
+    assert abs(float(np.corrcoef(system_normal((20000,)).reshape(2, -1))[0, 1])) < 0.06  # cosine against sine
+
+
+# --- Poisson sampling ----------------------------------------------------------------------
+
+
+def test_batch_sizes_are_those_of_poisson_sampling_and_shuffled_batches_are_not() -> None:
+    n, rate, draws = 50, 0.2, 4000
+    masks = np.stack([poisson_mask(n, rate, (7, draw)) for draw in range(draws)])
+    expected = n * rate * (1 - rate)
+
+    def is_poisson(sizes: npt.NDArray[np.integer]) -> bool:
+        """Variance against n q (1 - q); its std is near expected * sqrt(2 / draws)."""
+        return abs(float(np.var(sizes)) / expected - 1) < 5 * math.sqrt(2 / draws)
+
+    assert is_poisson(masks.sum(axis=1))
+    assert not is_poisson(np.full(draws, int(n * rate)))
+    assert not is_poisson(masks[:, :25].sum(axis=1) * 2)
+    each = masks.mean(axis=0)
+    assert np.abs(each - rate).max() < 5 * math.sqrt(rate * (1 - rate) / draws)
+    together = np.corrcoef(masks.T.astype(float))[np.triu_indices(n, 1)]
+    assert np.abs(together).max() < 5.5 / math.sqrt(draws)
+
+
+def test_a_records_inclusion_does_not_depend_on_the_others() -> None:
+    longer, shorter = poisson_mask(40, 0.3, (1, 2)), poisson_mask(17, 0.3, (1, 2))
+    assert np.array_equal(longer[:17], shorter)
+
+
+@pytest.mark.parametrize("source", [SimulationNoise(3), SystemNoise()], ids=["simulation", "system"])
+def test_sampling_edges(source: NoiseSource) -> None:
+    def sample(n: int, rate: float) -> npt.NDArray[np.bool_]:
+        return poisson_sample(source, n, rate, 0, 0, 0, Purpose.SHARED_SAMPLE)
+
+    assert sample(20, 1.0).all() and not sample(20, 0.0).any() and sample(0, 0.5).shape == (0,)
