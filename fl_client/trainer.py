@@ -13,6 +13,7 @@ the first step, and the steps made are counted in the store.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from fl_client.store import PersonalState, PersonalStore
 from fl_core import fusion
 from fl_core.base_model import BaseModel, load_base, render_prompt
 from fl_core.cohort import StepPlan, cohort_noise, sample_records, train_cohort
-from fl_core.config import RunConfig
+from fl_core.config import RunConfig, TrainConfig
 from fl_core.engine import CohortEngine, CohortState, Examples
 from fl_core.errors import PrivacyError
+from fl_core.features import FeatureMap
 from fl_core.privacy import Purpose, SimulationNoise
 from fl_core.records import NO_TEXT, Population, Split
 from fl_core.shared import (
@@ -36,16 +38,20 @@ from fl_core.shared import (
     arm_sigmas,
     build_arm,
     from_arrays,
-    principal_directions,
+    shares_texts,
+    text_shards,
     to_arrays,
 )
 from fl_core.shared_text import (
     HeadExamples,
+    PrefixStore,
+    PublicPairs,
     SharedTextEngine,
     TextTable,
     head_examples,
     head_gradient_sums,
     newton_step,
+    pooled_features,
 )
 from fl_core.trunk import Tokens, Trunk
 
@@ -57,20 +63,20 @@ FLOOR_PAIRS_PER_USER_PASS = 24
 class Cohort:
     """The data of a node: its users' records, all texts as tokens, and the public pairs.
 
-    Texts of the public values pairs are appended to the population's texts.
+    Texts of the values pairs are appended to the population's texts: ``values`` are the public
+    pairs, ``hidden_values`` those that only an evaluation may look at.
     """
 
     def __init__(self, config: RunConfig, population: Population, base: BaseModel, users: npt.NDArray[np.int64]) -> None:
         self.config, self.population, self.base, self.users = config, population, base, users
-        public = [pair for pair in population.values if pair.public]
         rendered = [(text.prompt, text.response) for text in population.texts]
         first = len(rendered)
-        for pair in public:
+        for pair in population.values:
             rendered += [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
-        self.tokens = tuple(_tokens(base, prompt, response, config.train.max_tokens) for prompt, response in rendered)
-        count = len(public)
-        even = np.arange(count, dtype=np.int64) * 2 + first
-        self.values = Examples(np.zeros(count, dtype=np.int64), even, even + 1, np.ones(count, dtype=np.int64))
+        self.tokens = tuple(_tokens(base, prompt, response, config.train) for prompt, response in rendered)
+        public = np.array([pair.public for pair in population.values], dtype=bool)
+        self.values = _values(np.flatnonzero(public) * 2 + first)
+        self.hidden_values = _values(np.flatnonzero(~public) * 2 + first)
         self.federated = np.array([population.users[int(user)].federated for user in users], dtype=bool)
 
     def examples(self, split: Split) -> Examples:
@@ -86,6 +92,12 @@ class Cohort:
             records.label.astype(np.int64),
         )
 
+    def everybodys_train_examples(self) -> Examples:
+        """TRAIN records of all users of the population; only their texts, which are public, are used."""
+        records = self.population.records.of_split(Split.TRAIN)
+        columns = (records.user, records.chosen, records.rejected, records.label)
+        return Examples(*(column.astype(np.int64) for column in columns))
+
     def online(self, server_round: int) -> npt.NDArray[np.bool_]:
         """[U] which federated users take part in a round (simulated availability)."""
         if all(self.population.users[int(user)].availability >= 1.0 for user in self.users):
@@ -97,17 +109,34 @@ class Cohort:
         return self.federated & np.array(rows, dtype=bool)
 
 
-def _tokens(base: BaseModel, prompt: str, response: str, limit: int) -> Tokens:
-    ids, mask = render_prompt(base.tokenizer, prompt, response, max_tokens=limit)
-    return Tokens(tuple(ids), tuple(mask))
+def _values(chosen: npt.NDArray[np.int64]) -> Examples:
+    """Values pairs whose better answers stand at ``chosen``, each followed by its worse one."""
+    zero = np.zeros(len(chosen), dtype=np.int64)
+    return Examples(zero, chosen, chosen + 1, zero + 1)
+
+
+def _tokens(base: BaseModel, prompt: str, response: str, train: TrainConfig) -> Tokens:
+    """A text as tokens; of the prompt at most ``train.prompt_tokens`` are kept, its last ones."""
+    given = prompt if train.prompt_tokens else ""
+    ids, mask = render_prompt(base.tokenizer, given, response, train.max_tokens)
+    over = max(0, mask.index(True) - max(train.prompt_tokens, 4))
+    return Tokens(tuple(ids[over:]), tuple(mask[over:]))
 
 
 class _ArmTrainer:
     """What both kinds of arms share: structure, noise, budget and the store."""
 
-    def __init__(self, config: RunConfig, arm: Arm, cohort: Cohort, out: Path, head_basis: Tensor | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        arm: Arm,
+        cohort: Cohort,
+        out: Path,
+        features: FeatureMap | None = None,
+        trunk: Trunk | None = None,
+    ) -> None:
         self.config, self.arm, self.cohort = config, arm, cohort
-        self.trunk, self.adapter = build_arm(config, arm, cohort.base, head_basis)
+        self.trunk, self.adapter = build_arm(config, arm, cohort.base, features, trunk)
         self.sigmas = arm_sigmas(config, arm)
         self.noise = SimulationNoise(config.seed)
         self.clip = config.privacy.clip if arm.private else None
@@ -143,43 +172,57 @@ class _ArmTrainer:
 class HeadArm(_ArmTrainer):
     """Users share texts and differ in the reward head: one pass a text serves all."""
 
-    def __init__(self, config: RunConfig, arm: Arm, cohort: Cohort, out: Path, head_basis: Tensor | None) -> None:
-        super().__init__(config, arm, cohort, out, head_basis)
-        own, values = self.train_examples, cohort.values
+    def __init__(
+        self,
+        config: RunConfig,
+        arm: Arm,
+        cohort: Cohort,
+        out: Path,
+        features: FeatureMap,
+        store: PrefixStore,
+    ) -> None:
+        super().__init__(config, arm, cohort, out, features, store.trunk)
+        own = self.train_examples
+        values = cohort.values.take(np.arange(min(len(cohort.values), config.train.values_pairs)))
         together = Examples(*(np.concatenate(pair) for pair in zip(_columns(own), _columns(values), strict=True)))
-        self.engine = SharedTextEngine(self.trunk, self.adapter, cohort.tokens, together)
+        self.engine = SharedTextEngine(self.trunk, self.adapter, cohort.tokens, together, store=store)
+        self.round_texts = texts_of(together)
+        self.all_texts = texts_of(together, cohort.examples(Split.HOLDBACK), cohort.values)
         self.private = np.arange(len(together)) < len(own)
+        self.shards = text_shards(config)
+        self.shard = schedule(cohort.population, together, self.shards)
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
-        """One round: the shared gradient given the private weights, then the private weights."""
+        """One round: at a cycle's start the private weights, then the shared gradient given them."""
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
-        weights = torch.from_numpy(state.before)
         online = self.cohort.online(server_round)
+        weights, steps = torch.from_numpy(state.before), 0
+        if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
+            steps = self.config.train.personal_steps
+            weights = self._personal_round(theta, weights, online, server_round)
         taken = self._sampled(server_round, online, Purpose.SHARED_SAMPLE, 0)
         coefficients, bias = self._coefficients(theta, weights)
-        total, table, _ = self.engine.clipped_sum(
-            theta, coefficients, bias, self._weights(taken, int(online.sum())), self.clip, only=self.private
-        )
+        weight = self._weights(taken, server_round, int(online.sum()))
+        total, _ = self.engine.clipped_sum(theta, coefficients, bias, weight, self.clip, only=self.private)
         total = total + self._noise_sum(online, server_round)
-        after = self._personal_round(theta, table, weights, online, server_round)
-        self.record_round(state, server_round, after, online, self._round_steps())
+        self.record_round(state, server_round, weights, online, steps)
         return self.reply(-total / self.config.train.expected_batch), int(online.sum())
 
     def personalize(self, server_round: int, shared: Arrays) -> int:
         """Fit every hosted user's private weights on the final shared adapter, then fuse."""
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
-        table = self.engine.features(theta)
-        problem = head_examples(self.adapter, theta, table, self.train_examples)
+        table = self.engine.features(theta, self.all_texts)
+        problem, public = self._problem(theta, table), self._public(theta, table)
         everyone = np.ones(len(self.keys), dtype=bool)
         weights = torch.from_numpy(state.before)
         if self.arm.private:
             steps = self.config.train.final_steps
-            weights = self._private_steps(problem, weights, everyone, server_round, steps)
+            weights = self._private_steps(problem, public, weights, everyone, server_round, steps)
         else:
             steps = NEWTON_STEPS
-            weights = self._newton(problem, weights, everyone, steps)
+            weights = self._newton(problem, public, weights, everyone, steps)
         chosen = self._fuse(theta, table, weights, server_round)
         done = replace(state, server_round=server_round, after=weights.numpy(), fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + steps))
@@ -200,16 +243,20 @@ class HeadArm(_ArmTrainer):
         if self.adapter.personal is None:
             mixing, bias = torch.zeros(users, 0), torch.zeros(users, 1)
         rows = torch.cat([torch.ones(users, 1), mixing], dim=1)[own]
-        public = torch.zeros(len(self.cohort.values), rows.shape[1])
+        public = torch.zeros(int((~self.private).sum()), rows.shape[1])
         public[:, 0] = 1.0
         common = self.adapter.shared_layout.view(theta, "head.bias")
         return torch.cat([rows, public]), torch.cat([bias[own, 0] + common, torch.zeros(len(public))])
 
-    def _weights(self, taken: npt.NDArray[np.bool_], users: int) -> Tensor:
-        """[E] 1 for sampled records; the public pairs' mean gradient counts once a user."""
-        train, pairs = self.config.train, max(1, len(self.cohort.values))
-        public = train.values_weight * train.expected_batch * users / pairs
-        return torch.cat([torch.from_numpy(taken).float(), torch.full((len(self.cohort.values),), public)])
+    def _weights(self, taken: npt.NDArray[np.bool_], server_round: int, users: int) -> Tensor:
+        """[E] 1 for sampled records of the round's texts; the public pairs' mean counts once a user."""
+        train = self.config.train
+        due = self.shard == (server_round - 1) % self.shards
+        weight = np.where(due, 1.0, 0.0)
+        weight[self.private] *= taken
+        pairs = int(due[~self.private].sum())
+        weight[~self.private] *= train.values_weight * train.expected_batch * users / max(1, pairs)
+        return torch.from_numpy(weight).float()
 
     def _noise_sum(self, online: npt.NDArray[np.bool_], server_round: int) -> Tensor:
         total = torch.zeros(self.adapter.shared_layout.size)
@@ -222,24 +269,35 @@ class HeadArm(_ArmTrainer):
             total += cohort_noise(shape, [key], std, self.noise, server_round, 0, Purpose.SHARED_STEP)[0]
         return total
 
-    def _round_steps(self) -> int:
-        return 0 if self.adapter.personal is None else self.config.train.personal_steps
-
     def _personal_round(
-        self, theta: Tensor, table: TextTable, weights: Tensor, online: npt.NDArray[np.bool_], server_round: int
+        self, theta: Tensor, weights: Tensor, online: npt.NDArray[np.bool_], server_round: int
     ) -> Tensor:
-        steps = self._round_steps()
-        if steps == 0:
-            return weights
-        problem = head_examples(self.adapter, theta, table, self.train_examples)
+        steps = self.config.train.personal_steps
+        table = self.engine.features(theta, self.round_texts)
+        problem, public = self._problem(theta, table), self._public(theta, table)
         if self.arm.private:
-            return self._private_steps(problem, weights, online, server_round, steps)
-        return self._newton(problem, weights, online, steps)
+            return self._private_steps(problem, public, weights, online, server_round, steps)
+        return self._newton(problem, public, weights, online, steps)
+
+    def _problem(self, theta: Tensor, table: TextTable) -> HeadExamples:
+        return head_examples(self.adapter, theta, table, self.train_examples)
+
+    def _public(self, theta: Tensor, table: TextTable) -> PublicPairs:
+        """The public values pairs as each user's own fit sees them."""
+        pairs = self.cohort.values.take(np.arange(min(len(self.cohort.values), self.config.train.values_pairs)))
+        values = head_examples(self.adapter, theta, table, pairs)
+        return PublicPairs(values.z, values.offset, self.config.train.personal_values)
 
     # The private weights -----------------------------------------------------------------
 
     def _private_steps(
-        self, problem: HeadExamples, weights: Tensor, users: npt.NDArray[np.bool_], server_round: int, steps: int
+        self,
+        problem: HeadExamples,
+        public: PublicPairs,
+        weights: Tensor,
+        users: npt.NDArray[np.bool_],
+        server_round: int,
+        steps: int,
     ) -> Tensor:
         """DP-SGD on each user's weights; returns the mean of the second half of the iterates."""
         train = self.config.train
@@ -251,19 +309,20 @@ class HeadArm(_ArmTrainer):
             sums = head_gradient_sums(problem, weights, torch.from_numpy(taken).float(), self.clip)
             shape = (len(weights), weights.shape[1])
             noise = cohort_noise(shape, self.keys, std, self.noise, server_round, step, Purpose.PERSONAL_STEP)
-            gradient = (sums + noise) / train.expected_batch + train.weight_decay * weights
+            own = sums + noise + self.rate * (public.gradient(weights) + train.prior_precision * weights)
+            gradient = own / train.expected_batch
             weights = torch.where(here, weights - train.personal_lr * gradient, weights)
             if step >= steps // 2:
                 kept, tail = kept + weights, tail + 1
         return kept / tail if tail else weights
 
     def _newton(
-        self, problem: HeadExamples, weights: Tensor, users: npt.NDArray[np.bool_], steps: int
+        self, problem: HeadExamples, public: PublicPairs, weights: Tensor, users: npt.NDArray[np.bool_], steps: int
     ) -> Tensor:
         here = torch.from_numpy(users)[:, None]
         sampled = torch.ones(len(problem.user))
         for _ in range(steps):
-            moved = newton_step(problem, weights, sampled, self.config.train.prior_precision)
+            moved = newton_step(problem, weights, sampled, self.config.train.prior_precision, public)
             weights = torch.where(here, moved, weights)
         return weights
 
@@ -288,8 +347,10 @@ class HeadArm(_ArmTrainer):
 class CohortArm(_ArmTrainer):
     """Users whose adapters reach into the trunk, or objectives on log-probabilities."""
 
-    def __init__(self, config: RunConfig, arm: Arm, cohort: Cohort, out: Path, head_basis: Tensor | None) -> None:
-        super().__init__(config, arm, cohort, out, head_basis)
+    def __init__(
+        self, config: RunConfig, arm: Arm, cohort: Cohort, out: Path, features: FeatureMap | None
+    ) -> None:
+        super().__init__(config, arm, cohort, out, features)
         self.engine = CohortEngine(self.trunk, self.adapter, cohort.tokens, config.train)
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
@@ -406,7 +467,7 @@ def _fused(
     chosen = fusion.fuse(
         utility,
         loss,
-        fusion.ordered(floor.numpy()),
+        fusion.ordered(floor.numpy()).mean(axis=2),
         weights=grid,
         shared_index=fusion.index_of(grid, fusion.SHARED_ONLY),
         margin=trainer.config.fusion_margin,
@@ -425,6 +486,23 @@ def example_margins(engine: CohortEngine, examples: Examples, state: CohortState
     margin = chosen * torch.from_numpy(examples.label).float()
     other = engine.scores(examples.user[pairs], examples.rejected[pairs], state)
     return margin.index_add(0, torch.from_numpy(pairs), -other)
+
+
+def schedule(population: Population, examples: Examples, shards: int) -> npt.NDArray[np.int64]:
+    """[E] in which round of a cycle an example is due: decided by its prompt and text alone.
+
+    Pairs go by their prompt, so that all texts of one prompt are due together.
+    """
+    keys = np.empty(len(examples), dtype=np.int64)
+    names: dict[int, int] = {}
+    for place, (chosen, rejected) in enumerate(zip(examples.chosen, examples.rejected, strict=True)):
+        text = int(chosen)
+        if text not in names:
+            known = population.texts[text] if text < len(population.texts) else None
+            name = str(text) if known is None else known.prompt if rejected != NO_TEXT else known.response
+            names[text] = zlib.crc32(name.encode())
+        keys[place] = names[text]
+    return keys % shards
 
 
 def _mixed(problem: HeadExamples, weights: Tensor, grid: Tensor) -> Tensor:
@@ -457,7 +535,9 @@ class NodeTrainer:
         self.config, self.out = config, out
         self.cohort = Cohort(config, people, load_base(config.model, config.dtype), users)
         self._arms: dict[str, HeadArm | CohortArm] = {}
-        self._basis: Tensor | None = None
+        self._map: FeatureMap | None = None
+        trunk, _ = build_arm(config, Arm.named("dual"), self.cohort.base)
+        self._store = PrefixStore(trunk, self.cohort.tokens)
 
     def train(self, arm: str, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """One round of an arm: (sum of the users' updates, number of users)."""
@@ -478,28 +558,26 @@ class NodeTrainer:
         """The trainer of an arm, built on first use."""
         if name not in self._arms:
             arm = Arm.named(name)
-            _, adapter = build_arm(self.config, arm, self.cohort.base, self._head_basis(arm))
-            head_only = self.config.train.objective == "reward" and not adapter.personal_in_trunk()
-            kind = HeadArm if head_only and self.config.train.local_steps == 1 else CohortArm
-            self._arms[name] = kind(self.config, arm, self.cohort, self.out, self._head_basis(arm))
+            self._arms[name] = self._head_arm(arm) if shares_texts(self.config) else self._cohort_arm(arm)
         return self._arms[name]
 
-    def _head_basis(self, arm: Arm) -> Tensor | None:
-        """The public directions of subspace heads: of the public texts under the base."""
-        spec = self.config.local if arm.kind == "local" else self.config.personal
-        if self.config.train.objective != "reward" or arm.kind == "shared" or spec.kind != "subspace":
-            return None
-        if self._basis is None:
-            self._basis = base_features(self.config, self.cohort)
-        return principal_directions(self._basis, spec.rank)
+    def _head_arm(self, arm: Arm) -> HeadArm:
+        return HeadArm(self.config, arm, self.cohort, self.out, self._features(), self._store)
+
+    def _cohort_arm(self, arm: Arm) -> CohortArm:
+        features = self._features() if self.config.train.objective == "reward" else None
+        return CohortArm(self.config, arm, self.cohort, self.out, features)
+
+    def _features(self) -> FeatureMap:
+        """The reward head's public feature map, from the public texts under the base model."""
+        if self._map is None:
+            used = texts_of(self.cohort.everybodys_train_examples())
+            plain = FeatureMap.plain(self._store.trunk.hidden, self.config.train.pooling)
+            self._map = plain.fitted(pooled_features(self._store, plain, used))
+        return self._map
 
 
-def base_features(config: RunConfig, cohort: Cohort) -> Tensor:
-    """[S, d] the base model's features of all texts that records of TRAIN use."""
-    none = Examples(*(np.zeros(0, dtype=np.int64) for _ in range(4)))
-    plain = config.model_copy(update={"shared": config.shared.model_copy(update={"kind": "b_only", "targets": ""})})
-    trunk, adapter = build_arm(plain, Arm.named("shared"), cohort.base)
-    engine = SharedTextEngine(trunk, adapter, cohort.tokens, none)
-    records = cohort.population.records.of_split(Split.TRAIN)
-    used = np.unique(np.concatenate([records.chosen, records.rejected[records.rejected != NO_TEXT]]))
-    return engine.features(torch.zeros(adapter.shared_layout.size)).features[torch.from_numpy(used).long()]
+def texts_of(*examples: Examples) -> npt.NDArray[np.int64]:
+    """The distinct texts that some examples index, in order."""
+    named = [column for part in examples for column in (part.chosen, part.rejected[part.rejected != NO_TEXT])]
+    return np.unique(np.concatenate(named))

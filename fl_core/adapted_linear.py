@@ -26,10 +26,10 @@ class Need:
 
 @dataclass
 class RowTerm:
-    """A low-rank term for N rows: ``a`` [N or 1, R, in], ``b`` [N or 1, out, R], scaled.
+    """A low-rank term for N rows: ``a`` [N or 1, R, in], ``b`` [N or 1, out, R], scaled; float32.
 
-    After a backward pass ``grad_a`` [N, R, in] and ``grad_b`` [N, out, R] hold each row's
-    gradient, where ``need`` asked for it.
+    After a backward pass ``grad_a`` [N, R, in] and ``grad_b`` [N, out, R], float32, hold each
+    row's gradient, where ``need`` asked for it.
     """
 
     a: Tensor
@@ -39,30 +39,34 @@ class RowTerm:
     grad_b: Tensor | None = None
 
 
+def _added(base: Tensor, x: Tensor, term: RowTerm) -> tuple[Tensor, Tensor]:
+    """(base + (x A^T) B^T, x A^T); in float32 whatever the base's type, as PEFT does."""
+    h = torch.matmul(x.float(), term.a.mT)
+    return (base + torch.matmul(h, term.b.mT)).to(base.dtype), h
+
+
 class _LowRank(torch.autograd.Function):
     """base + (x A^T) B^T, row by row; the gradients of A and B go to the ``RowTerm``."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, x: Tensor, anchor: Tensor, term: RowTerm) -> Tensor:
-        a, b = term.a.to(x.dtype), term.b.to(x.dtype)
-        h = torch.matmul(x, a.mT)
-        ctx.save_for_backward(x, a, b, h)
+        y, h = _added(base, x, term)
+        ctx.save_for_backward(x, term.a, term.b, h)
         ctx.term = term
-        return base + torch.matmul(h, b.mT)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        (grad,) = grads
         x, a, b, h = ctx.saved_tensors
-        term, dx = ctx.term, None
+        term, dx, grad = ctx.term, None, grads[0].float()
         dh = torch.matmul(grad, b)
         if ctx.needs_input_grad[1]:
-            dx = torch.matmul(dh, a)
+            dx = torch.matmul(dh, a).to(x.dtype)
         if term.need.a:
-            term.grad_a = torch.bmm(dh.mT, x)
+            term.grad_a = torch.bmm(dh.mT, x.float())
         if term.need.b:
             term.grad_b = torch.bmm(grad.mT, h)
-        return grad, dx, None, None
+        return grads[0], dx, None, None
 
 
 class AdaptedLinear(nn.Module):
@@ -82,9 +86,9 @@ class AdaptedLinear(nn.Module):
         y: Tensor = self.frozen(x)
         for term in self.terms:
             if self.anchor is None:
-                y = y + torch.matmul(torch.matmul(x, term.a.to(x.dtype).mT), term.b.to(x.dtype).mT)
+                y, _ = _added(y, x, term)
             else:
-                y = _LowRank.apply(y, x, self.anchor, term)
+                y = _LowRank.apply(y, x, self.anchor, term)  # type: ignore[no-untyped-call]
         return y
 
     @property

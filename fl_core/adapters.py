@@ -5,7 +5,7 @@ On every adapted linear layer (a *site*)
     y = W x + w_s s_s B_s A_s x + w_p s_p B_p A_p x,        s = alpha / r                (1)
 
 (LoRA, Hu et al. 2021, section 4.1; the dual form is FDLoRA's, Qi et al. 2024).  A reward
-model adds a head on the last token's final hidden state phi, scaled by 1/sqrt(d):
+model adds a head on features phi of width d (``fl_core.features``), scaled by 1/sqrt(d):
 
     r_u = (w_s v_0 + w_p v_u) . phi / sqrt(d) + bias                                      (2)
 
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from fl_core.config import AdapterSpec
 from fl_core.errors import AdapterError
+from fl_core.features import FeatureMap
 
 COMPONENT_SPREAD = 0.3
 """Standard deviation of the initial head components (they start apart, at random)."""
@@ -71,7 +72,8 @@ class Layout:
 
     def view(self, flat: Tensor, name: str) -> Tensor:
         """The part ``name`` of [..., size] as [..., *shape]; shares memory."""
-        return flat[..., self.slices[name]].unflatten(-1, dict(self.shapes)[name])
+        part = flat[..., self.slices[name]]
+        return part.view(*part.shape[:-1], *dict(self.shapes)[name])
 
     def holds(self, name: str) -> bool:
         """Whether a part of that name exists."""
@@ -125,7 +127,8 @@ class DualAdapter:
 
     ``sites_shared`` and ``sites_personal`` are the layers each targets.  ``weights`` maps a
     site's name to its W [out, in], needed for ``subspace`` bases alone.  ``hidden`` is the
-    model's width d; ``head`` says whether a reward head exists.  ``personal`` may be ``None``.
+    model's width; ``head`` says whether a reward head exists, which reads ``features`` (the
+    last token's hidden state where none are given).  ``personal`` may be ``None``.
     ``head_basis`` [r, d] is the public basis of a ``subspace`` head; the leading right singular
     vectors of public texts' features, or, without it, random directions.
     """
@@ -141,6 +144,7 @@ class DualAdapter:
         seed: int,
         weights: Mapping[str, Tensor] | None = None,
         head_basis: Tensor | None = None,
+        features: FeatureMap | None = None,
     ) -> None:
         if personal is not None and personal.kind == "components" and shared.kind != "components":
             raise AdapterError(
@@ -149,19 +153,30 @@ class DualAdapter:
             )
         if shared.kind == "subspace":
             raise AdapterError("shared.kind='subspace': not a shared kind; use lora, b_only or components")
+        _check_ranks(shared, sites_shared, "shared")
+        if personal is not None and personal.kind != "components":
+            _check_ranks(personal, sites_personal, "personal")
         self.shared, self.personal = shared, personal
         self.sites_shared, self.sites_personal = sites_shared, sites_personal
-        self.hidden, self.head, self.seed = hidden, head, seed
+        self.features = features or FeatureMap.plain(hidden)
+        self.hidden, self.head, self.seed = self.features.width, head, seed
         mixes = shared.kind == "components" and shared.component_trunk
         self.component_sites = sites_shared if mixes else ()
         self._constants = self._public_constants(weights or {}, head_basis)
         self.shared_layout = Layout(tuple(self._shared_shapes()))
         self.personal_layout = Layout(tuple(self._personal_shapes()))
+        if personal is not None and not (head or self.personal_in_trunk()):
+            raise AdapterError(
+                f"personal.kind={personal.kind!r} reaches no layer and there is no reward head, so it would "
+                "change nothing; set personal.targets (for components: shared.targets and "
+                "shared.component-trunk=true), or train.objective='reward'"
+            )
 
     # Layouts -----------------------------------------------------------------------------
 
     def _shared_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        spec, shapes = self.shared, []
+        spec = self.shared
+        shapes: list[tuple[str, tuple[int, ...]]] = []
         for site in self.sites_shared:
             if spec.kind == "lora":
                 shapes.append((f"trunk.{site.name}.A", (spec.rank, site.in_features)))
@@ -175,7 +190,8 @@ class DualAdapter:
         return shapes
 
     def _personal_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        spec, shapes = self.personal, []
+        spec = self.personal
+        shapes: list[tuple[str, tuple[int, ...]]] = []
         if spec is None:
             return []
         if spec.kind == "components":
@@ -195,12 +211,15 @@ class DualAdapter:
             shapes.append(("head.bias", (1,)))
         return shapes
 
-    def _public_constants(self, weights: Mapping[str, Tensor], head_basis: Tensor | None) -> dict[str, Tensor]:
+    def _public_constants(
+        self, weights: Mapping[str, Tensor], head_basis: Tensor | None
+    ) -> dict[str, Tensor]:
         constants: dict[str, Tensor] = {}
+        rank, count = self.shared.rank, self.shared.components
         for site in self.sites_shared:
-            constants[f"shared.{site.name}.A"] = public_a(site, self.shared.rank, self.seed, "A")
+            constants[f"shared.{site.name}.A"] = public_a(site, rank, self.seed, "A")
         for site in self.component_sites:
-            parts = [public_a(site, self.shared.rank, self.seed, f"A{k}") for k in range(self.shared.components)]
+            parts = [public_a(site, rank, self.seed, f"A{k}") for k in range(count)]
             constants[f"components.{site.name}.A"] = torch.cat(parts)
         if self.personal is not None and self.personal.kind in ("b_only", "lora"):
             for site in self.sites_personal:
@@ -215,14 +234,18 @@ class DualAdapter:
         bases: dict[str, Tensor] = {}
         for site in self.sites_personal:
             if site.name not in weights:
-                raise AdapterError(f"subspace adapter: the weight of layer {site.name!r} is needed for its SVD")
+                raise AdapterError(f"subspace adapter: layer {site.name!r} has no weight to take bases from")
             u, _, vh = torch.linalg.svd(weights[site.name].float(), full_matrices=False)
             bases[f"personal.{site.name}.U"], bases[f"personal.{site.name}.V"] = u[:, :rank], vh[:rank]
+        if not self.head:
+            return bases
         if head_basis is None:
             draw = torch.randn(self.hidden, rank, generator=public_generator(self.seed, "head.basis"))
             head_basis = torch.linalg.qr(draw).Q.T * math.sqrt(self.hidden)
         if head_basis.shape[0] < rank:
-            raise AdapterError(f"subspace rank={rank} exceeds the {head_basis.shape[0]} public head directions")
+            raise AdapterError(
+                f"personal.rank={rank}: exceeds the {head_basis.shape[0]} public head directions; lower it"
+            )
         bases["personal.head"] = head_basis[:rank]
         return bases
 
@@ -240,7 +263,8 @@ class DualAdapter:
             if name.startswith("trunk.") and name.endswith(".A"):
                 part.copy_(self.public(f"shared.{name[len('trunk.') : -2]}.A"))
             elif name.startswith("components.") or name == "head.components":
-                spread = COMPONENT_SPREAD / (1.0 if name.startswith("head") else math.sqrt(self.shared.rank) * 16)
+                narrower = 1.0 if name.startswith("head") else math.sqrt(self.shared.rank) * 16
+                spread = COMPONENT_SPREAD / narrower
                 part.copy_(torch.randn(shape, generator=public_generator(self.seed, name)) * spread)
         return flat
 
@@ -249,7 +273,8 @@ class DualAdapter:
         flat = torch.zeros(self.personal_layout.size)
         for name, _ in self.personal_layout.shapes:
             if name.endswith(".A"):
-                self.personal_layout.view(flat, name).copy_(self.public(f"personal.{name[len('trunk.') : -2]}.A"))
+                public = self.public(f"personal.{name[len('trunk.') : -2]}.A")
+                self.personal_layout.view(flat, name).copy_(public)
         return flat
 
     # Equation (1) ------------------------------------------------------------------------
@@ -325,3 +350,14 @@ class DualAdapter:
         if self.personal is None:
             return False
         return bool(self.component_sites) if self.personal.kind == "components" else bool(self.sites_personal)
+
+
+def _check_ranks(spec: AdapterSpec, sites: tuple[Site, ...], which: str) -> None:
+    """Raises ``AdapterError`` where a rank exceeds a layer's width: B A could not use it."""
+    for site in sites:
+        width = min(site.in_features, site.out_features)
+        if spec.rank > width:
+            raise AdapterError(
+                f"{which}.rank={spec.rank}: layer {site.name!r} is {site.in_features} by "
+                f"{site.out_features}; use a rank of at most {width}"
+            )

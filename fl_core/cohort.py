@@ -8,6 +8,7 @@ user's result does not depend on who shares the cohort.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fl_core.engine import CohortEngine, CohortState, Examples, Part
+from fl_core.errors import DataError, PrivacyError
 from fl_core.privacy import NoiseSource, Purpose, poisson_sample
 
 
@@ -27,7 +29,9 @@ class StepPlan:
 
     ``steps``; ``optimizer`` at ``lr``; ``clip`` C (None: no clipping); ``sigma`` the noise
     multiplier (0: none); ``rate`` the Poisson rate q (1: every record); ``denominator`` the
-    public constant L; ``weight_decay`` pulls towards zero (decoupled).
+    public constant L; ``weight_decay`` pulls towards zero (decoupled).  Raises ``PrivacyError``
+    where a number is out of its range, or noise is asked for without a clip, which it needs:
+    noise on an unbounded sum bounds nothing.
     """
 
     steps: int
@@ -38,6 +42,25 @@ class StepPlan:
     rate: float = 1.0
     denominator: float = 1.0
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, holds, condition in (
+            ("clip", self.clip is None or 0 < self.clip < math.inf, "None, or above 0 and finite"),
+            ("sigma", 0 <= self.sigma < math.inf, ">= 0 and finite"),
+            ("rate", 0 < self.rate <= 1, "in (0, 1]"),
+            ("denominator", self.denominator > 0, "> 0"),
+        ):
+            if not holds:
+                raise PrivacyError(f"StepPlan.{name}={getattr(self, name)!r}: must be {condition}")
+        if self.sigma > 0 and self.clip is None:
+            raise PrivacyError(
+                f"StepPlan.sigma={self.sigma!r} with clip=None: noise bounds nothing without a clip; set clip"
+            )
+
+    @property
+    def noise_std(self) -> float:
+        """sigma C: the standard deviation of the noise on each number of a gradient sum."""
+        return 0.0 if self.clip is None else self.sigma * self.clip
 
 
 @dataclass(frozen=True)
@@ -84,11 +107,13 @@ def sample_records(
 ) -> npt.NDArray[np.bool_]:
     """[E] Poisson sample; ``users`` are the cohort's keys, by which ``examples.user`` is named.
 
-    ``examples`` must be sorted by user.
+    ``examples`` must be sorted by user; raises ``DataError`` otherwise.
     """
     taken = np.ones(len(examples), dtype=bool)
     if rate >= 1.0:
         return taken
+    if np.any(np.diff(examples.user) < 0):
+        raise DataError("examples: must be sorted by user to be sampled by user")
     bounds = np.searchsorted(examples.user, np.arange(len(users) + 1))
     for row, key in enumerate(users):
         here = slice(bounds[row], bounds[row + 1])
@@ -141,7 +166,7 @@ def train_cohort(
         taken = np.flatnonzero(sample_records(examples, users, plan.rate, noise, server_round, step, draw))
         sums, _ = engine.clipped_gradients(examples.take(taken), state, part, plan.clip)
         shape = (len(sums), sums.shape[1])
-        sums = sums + cohort_noise(shape, users, plan.sigma * (plan.clip or 1.0), noise, server_round, step, purpose)
+        sums = sums + cohort_noise(shape, users, plan.noise_std, noise, server_round, step, purpose)
         gradient = sums / plan.denominator
         if public_gradient is not None:
             gradient = gradient + public_gradient

@@ -101,7 +101,15 @@ class TrainConfig(BaseModel):
     number of records, which is private).  ``weight_decay``: L2 shrinkage of personal numbers
     towards the prior.  ``prior_precision``: of the Gaussian prior around the shared model where
     private weights are fitted without DP by Newton steps.  ``beta``: DPO and KTO temperature.  ``values_weight``: weight of the
-    public universal-values pairs in each shared update.  ``max_tokens``: texts are cut there.
+    public universal-values pairs in each shared update.  ``max_tokens``: texts are cut there;
+    of a prompt at most ``prompt_tokens`` (its last) are kept, 0 leaves prompts out.
+    ``personal_values``: weight of the public pairs in each user's own fit, in records.
+    ``text_shards``: where users share texts, round t is about every ``text_shards``-th text (a
+    public schedule), so that a record takes part in 1 / ``text_shards`` of the rounds, and
+    private weights move at the start of each cycle.  ``values_pairs``: how many of the public
+    universal-values pairs train (the floor looks at all of them).
+    ``pooling``: what a reward head reads, the last token's hidden state or that and the mean over
+    the response.
     """
 
     model_config = FROZEN
@@ -119,6 +127,11 @@ class TrainConfig(BaseModel):
     beta: float = Field(default=0.1, gt=0)
     values_weight: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=128, ge=8, le=4096)
+    prompt_tokens: int = Field(default=48, ge=0, le=4096)
+    personal_values: float = Field(default=8.0, ge=0)
+    text_shards: int = Field(default=4, ge=1, le=1000)
+    values_pairs: int = Field(default=64, ge=0)
+    pooling: Literal["last", "last-mean"] = "last-mean"
 
 
 class FederationConfig(BaseModel):
@@ -126,7 +139,8 @@ class FederationConfig(BaseModel):
 
     ``fraction``: share of nodes sampled a round.  ``minimum_nodes``: replies below which a
     round is repeated with a new sample.  ``deadline_seconds``: of one round.
-    ``server``: how the mean update is applied, at ``server_lr``.
+    ``server``: how the mean update is applied, at ``server_lr``; under ``adam`` the reward head's
+    rate is ``head_factor`` times that, and rates fall linearly after a third of the rounds.
     ``max_update_norm``: replies whose mean per user is larger are rejected; 0: not checked.
     ``leak_personal_weights``: must be true for ``fdlora-as-printed``, which uploads them.
     """
@@ -138,7 +152,8 @@ class FederationConfig(BaseModel):
     minimum_nodes: int = Field(default=1, ge=1)
     deadline_seconds: float = Field(default=600.0, gt=0)
     server: Literal["sgd", "nesterov", "adam"] = "adam"
-    server_lr: float = Field(default=0.01, gt=0)
+    server_lr: float = Field(default=0.03, gt=0)
+    head_factor: float = Field(default=10.0, gt=0)
     max_update_norm: float = Field(default=0.0, ge=0)
     leak_personal_weights: bool = False
 
@@ -165,7 +180,7 @@ class RunConfig(BaseModel):
     out: str = ""
     method: Method = "components"
     arms: str = "dual"
-    fusion_margin: float = Field(default=0.0, ge=0)
+    fusion_margin: float = Field(default=0.02, ge=0)
     shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)

@@ -153,9 +153,9 @@ def _gumbel(
     server_round: int,
 ) -> npt.NDArray[np.float64]:
     """[U, G] standard Gumbel noise, a row keyed by each user."""
-    if noise_epsilon < 0 or noise is None or users is None or len(users) != shape[0]:
+    if not 0 <= noise_epsilon < math.inf or noise is None or users is None or len(users) != shape[0]:
         raise PrivacyError(
-            f"noise_epsilon={noise_epsilon!r}: must be >= 0 and, where it is not 0, come with a noise source "
+            f"noise_epsilon={noise_epsilon!r}: must be finite, >= 0 and, unless 0, come with a noise source "
             f"and {shape[0]} user ids (got {noise!r} and {None if users is None else len(users)})"
         )
     uniform = np.empty(shape)

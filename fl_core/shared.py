@@ -19,6 +19,7 @@ from fl_core.adapters import DualAdapter, Layout, Site
 from fl_core.base_model import BaseModel, load_base
 from fl_core.config import AdapterSpec, RunConfig
 from fl_core.errors import PrivacyError
+from fl_core.features import FeatureMap
 from fl_core.privacy import Sigmas, calibrate
 from fl_core.trunk import Trunk
 
@@ -54,13 +55,27 @@ def arm_specs(config: RunConfig, arm: Arm) -> tuple[AdapterSpec, AdapterSpec | N
 
 
 def planned_steps(config: RunConfig, arm: Arm) -> tuple[int, int]:
-    """The declared (shared, personal) steps of a record that takes part in everything."""
-    rounds, train = config.federation.rounds, config.train
-    shared = 0 if arm.kind == "local" else rounds * train.local_steps
+    """The most (shared, personal) steps that any record takes part in."""
+    train = config.train
+    cycles = -(-config.federation.rounds // text_shards(config))
+    shared = 0 if arm.kind == "local" else cycles * train.local_steps
     if arm.kind == "shared":
         return shared, 0
-    in_rounds = 0 if arm.kind == "local" else rounds * train.personal_steps
+    in_rounds = 0 if arm.kind == "local" else cycles * train.personal_steps
     return shared, in_rounds + train.final_steps
+
+
+def text_shards(config: RunConfig) -> int:
+    """Into how many parts the public schedule divides the texts; 1 where each user has passes."""
+    return config.train.text_shards if shares_texts(config) else 1
+
+
+def shares_texts(config: RunConfig) -> bool:
+    """Whether one pass a text serves all users: a reward head, personal in the head alone."""
+    specs = (config.personal, config.local) if config.shared.kind != "components" else (config.local,)
+    trunk = config.shared.kind == "components" and config.shared.component_trunk
+    own = any(spec.target_names and spec.kind != "components" for spec in specs)
+    return config.train.objective == "reward" and config.train.local_steps == 1 and not trunk and not own
 
 
 def arm_sigmas(config: RunConfig, arm: Arm) -> Sigmas:
@@ -76,7 +91,11 @@ def arm_sigmas(config: RunConfig, arm: Arm) -> Sigmas:
 
 
 def build_arm(
-    config: RunConfig, arm: Arm, base: BaseModel, head_basis: Tensor | None = None
+    config: RunConfig,
+    arm: Arm,
+    base: BaseModel,
+    features: FeatureMap | None = None,
+    trunk: Trunk | None = None,
 ) -> tuple[Trunk, DualAdapter]:
     """The trunk with the arm's layers opened, and the adapters' structure on it."""
     shared, personal = arm_specs(config, arm)
@@ -84,8 +103,9 @@ def build_arm(
     selections = [(shared.target_names, shared.layers)]
     if own is not None:
         selections.append((own.target_names, own.layers))
-    trunk = Trunk(base, selections)
+    trunk = trunk or Trunk(base, selections)
     chosen = [_sites(trunk, base, names, layers) for names, layers in selections]
+    width = features.width if features is not None else trunk.hidden
     weights = {name: site.weight for name, site in trunk.sites.items()}
     adapter = DualAdapter(
         shared=shared,
@@ -96,25 +116,17 @@ def build_arm(
         head=config.train.objective == "reward",
         seed=config.seed,
         weights=weights,
-        head_basis=head_basis,
+        head_basis=torch.eye(width) * math.sqrt(width) if features is not None else None,
+        features=features or FeatureMap.plain(trunk.hidden, config.train.pooling),
     )
     return trunk, adapter
 
 
 def _sites(trunk: Trunk, base: BaseModel, names: tuple[str, ...], layers: str) -> tuple[Site, ...]:
     found = trunk.names_of(names, layers)
-    return tuple(Site(name, trunk.sites[name].weight.shape[1], trunk.sites[name].weight.shape[0]) for name in found)
-
-
-def principal_directions(features: Tensor, rank: int) -> Tensor:
-    """[rank, d] a public basis for heads: the leading directions of public texts' features.
-
-    Scaled so that a text's coordinates have about unit variance after the head's 1/sqrt(d).
-    """
-    centred = features - features.mean(0)
-    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
-    spread = singular[:rank] / math.sqrt(len(features))
-    return directions[:rank] / spread.clamp_min(1e-6)[:, None] * math.sqrt(features.shape[1])
+    return tuple(
+        Site(name, trunk.sites[name].weight.shape[1], trunk.sites[name].weight.shape[0]) for name in found
+    )
 
 
 def initial_shared(config: RunConfig, arm: str) -> Arrays:

@@ -17,6 +17,7 @@ The contract is that of ``fl_core.engine``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,11 +28,16 @@ from torch import Tensor
 
 from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
-from fl_core.engine import CohortState, Examples
+from fl_core.engine import Examples, clip_factors, clipped, example_norms
+from fl_core.errors import AdapterError
+from fl_core.features import FeatureMap
 from fl_core.records import NO_TEXT
-from fl_core.trunk import Tokens, Trunk, last_token, pad
+from fl_core.trunk import Tokens, Trunk, pad
 
 Index = npt.NDArray[np.int64]
+
+GRAM_ROWS = 64
+"""Pairs of texts whose Jacobians are held in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,53 @@ class _Block:
     examples: Index
 
 
+class PrefixStore:
+    """Prefix activations of texts, each distinct text computed once and kept.
+
+    Texts go through the frozen layers in batches of like length of at most ``batch_tokens``
+    padded tokens.  ``cache_bytes`` bounds what is kept; beyond it a text is computed again.
+    """
+
+    def __init__(
+        self, trunk: Trunk, texts: Sequence[Tokens], batch_tokens: int = 4096, cache_bytes: int = 4 * 2**30
+    ) -> None:
+        self.trunk, self.texts, self.batch_tokens = trunk, tuple(texts), batch_tokens
+        self.lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
+        self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
+        self._kept: dict[int, Tensor] = {}
+        self._left = cache_bytes
+
+    def batches(self, index: Index) -> Iterator[Index]:
+        """``index`` in parts of like length that fit the token bound."""
+        order = index[np.argsort(self.lengths[index], kind="stable")]
+        start = 0
+        while start < len(order):
+            rows = np.arange(1, len(order) - start + 1)
+            fits = int(np.searchsorted(rows * self.lengths[order[start:]], self.batch_tokens, side="right"))
+            yield order[start : start + max(1, fits)]
+            start += max(1, fits)
+
+    def batch(self, index: Index) -> tuple[Tensor, Tensor, Tensor]:
+        """(hidden [N, T, d], lengths [N], response mask [N, T]) of the texts at ``index``."""
+        ids, lengths, response = pad([self.texts[int(text)] for text in index], self.pad_id)
+        if all(int(text) in self._kept for text in index):
+            rows = [self._kept[int(text)] for text in index]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, response
+        hidden = self.trunk.prefix(ids, lengths)
+        size = hidden.element_size() * hidden.shape[2] * int(lengths.sum())
+        if size <= self._left:
+            self._left -= size
+            rows = [hidden[row, : int(length)].clone() for row, length in enumerate(lengths)]
+            self._kept.update(zip(index.tolist(), rows, strict=True))
+        return hidden, lengths, response
+
+
 class SharedTextEngine:
     """Shared-adapter gradients and features over a fixed set of texts.
 
     ``examples`` are all examples that may ever be used, so that texts which pairs connect
-    come into one block.  ``block_tokens`` bounds the padded tokens of one pass, and
-    ``cache_bytes`` the kept prefix activations (beyond it they are computed again).
+    come into one block.  ``block_tokens`` bounds the padded tokens of one pass; ``store`` may
+    be shared by engines on the same trunk and texts.
     """
 
     def __init__(
@@ -64,27 +111,27 @@ class SharedTextEngine:
         texts: Sequence[Tokens],
         examples: Examples,
         block_tokens: int = 4096,
-        cache_bytes: int = 4 * 2**30,
+        store: PrefixStore | None = None,
     ) -> None:
         if adapter.personal_in_trunk():
-            raise ValueError("SharedTextEngine: the personal adapter must live in the head alone")
+            raise AdapterError("SharedTextEngine: the personal adapter must live in the head alone")
         self.trunk, self.adapter, self.texts = trunk, adapter, tuple(texts)
-        self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
         self.examples = examples
         self.blocks = list(_blocks(texts, examples, block_tokens))
-        self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
-        self._cache_left = cache_bytes
+        self.store = store or PrefixStore(trunk, texts)
 
     # Passes ------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, shared: Tensor, w_s: float = 1.0) -> TextTable:
-        """phi of every text under the shared vector [D_s]."""
+    def features(self, shared: Tensor, texts: Index | None = None) -> TextTable:
+        """phi of ``texts`` (``None``: all) under the shared vector [D_s]; zeros for others."""
         phi = torch.zeros(len(self.texts), self.adapter.hidden)
-        for number, block in enumerate(self.blocks):
-            hidden, lengths = self._hidden(number, block)
-            with self.trunk.adapted(self._terms(shared, w_s, needed=False)):
-                phi[torch.from_numpy(block.texts)] = last_token(self.trunk.suffix(hidden, lengths), lengths)
+        terms = self._terms(shared, needed=False)
+        for index in self.store.batches(np.arange(len(self.texts)) if texts is None else texts):
+            hidden, lengths, response = self.store.batch(index)
+            with self.trunk.adapted(terms):
+                final = self.trunk.suffix(hidden, lengths)
+            phi[torch.from_numpy(index)] = self.adapter.features(final, lengths, response)
         return TextTable(phi)
 
     def clipped_sum(
@@ -95,71 +142,66 @@ class SharedTextEngine:
         weight: Tensor,
         clip: float | None,
         only: npt.NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, TextTable, Tensor]:
-        """Sum over examples of weight_i * clipped g_i: ([D_s], features, norms [E]).
+    ) -> tuple[Tensor, Tensor]:
+        """Sum over examples of weight_i * clipped g_i: ([D_s], norms [E]).
 
         ``coefficients`` [E, R+1] and ``bias`` [E] are each example's c_u and its user's
-        bias; ``weight`` [E]
-        multiplies after clipping (0: not sampled).  ``only`` [E] marks the examples that are
+        bias; ``weight`` [E] multiplies after clipping (0: not sampled; blocks without a sampled
+        example are left out, and their norms are 0).  ``only`` [E] marks the examples that are
         clipped (others, public ones, are not).
         """
         total = torch.zeros(self.adapter.shared_layout.size)
-        phi = torch.zeros(len(self.texts), self.adapter.hidden)
         norms = torch.zeros(len(self.examples))
         head = self.head_rows(shared)
-        clipped = torch.ones(len(self.examples), dtype=torch.bool) if only is None else torch.from_numpy(only)
-        for number, block in enumerate(self.blocks):
+        bounded = torch.ones(len(self.examples), dtype=torch.bool) if only is None else torch.from_numpy(only)
+        for block in self.blocks:
             index = torch.from_numpy(block.examples)
-            part = self._block_pass(number, block, shared, head, coefficients[index], bias[index])
-            phi[torch.from_numpy(block.texts)] = part.phi
+            index = index[weight[index] != 0]
+            if not len(index):
+                continue
+            part = self._block_pass(block, shared, head, index, coefficients[index], bias[index])
             factor = weight[index].clone()
             if clip is not None:
                 norms[index] = part.norms()
-                factor *= torch.where(clipped[index], (clip / norms[index].clamp_min(1e-30)).clamp_max(1.0), 1.0)
+                factor *= torch.where(bounded[index], clip_factors(norms[index], clip), 1.0)
             part.add_sum(total, factor)
-        return total, TextTable(phi), norms
+        return total, norms
 
     def head_rows(self, shared: Tensor) -> Tensor:
         """H [R+1, d], 1/sqrt(d) included: the common head, then the personal directions."""
         common = self.adapter.shared_layout.view(shared, "head.common")[None]
-        return torch.cat([common, personal_directions(self.adapter, shared)]) / self.adapter.hidden**0.5
+        return torch.cat([common, personal_directions(self.adapter, shared)]) / math.sqrt(self.adapter.hidden)
 
     def _block_pass(
-        self, number: int, block: _Block, shared: Tensor, head: Tensor, coefficients: Tensor, bias: Tensor
+        self,
+        block: _Block,
+        shared: Tensor,
+        head: Tensor,
+        index: Tensor,
+        coefficients: Tensor,
+        bias: Tensor,
     ) -> _BlockPass:
-        hidden, lengths = self._hidden(number, block)
-        terms = self._terms(shared, 1.0, needed=True)
+        rows = self.examples.take(index.numpy())
+        texts = block.texts[np.isin(block.texts, rows.chosen) | np.isin(block.texts, rows.rejected)]
+        hidden, lengths, response = self.store.batch(texts)
+        terms = self._terms(shared, needed=True)
         with self.trunk.adapted(terms, torch.zeros((), requires_grad=True)):
             final = self.trunk.suffix(hidden, lengths)
-        phi = last_token(final, lengths).detach()
-        place = {int(text): row for row, text in enumerate(block.texts)}
-        rows = self.examples.take(block.examples)
+        phi = self.adapter.features(final, lengths, response)
+        place = {int(text): row for row, text in enumerate(texts)}
         chosen = torch.tensor([place[int(t)] for t in rows.chosen], dtype=torch.int64)
         rejected = torch.tensor([place.get(int(t), -1) for t in rows.rejected], dtype=torch.int64)
         label = torch.from_numpy(rows.label).float()
-        return _BlockPass(
-            self.adapter, final, lengths, terms, phi, head, chosen, rejected, label, coefficients, bias
-        )
+        return _BlockPass(self.adapter, phi, terms, head, chosen, rejected, label, coefficients, bias)
 
-    def _terms(self, shared: Tensor, w_s: float, needed: bool) -> dict[str, tuple[RowTerm, ...]]:
+    def _terms(self, shared: Tensor, needed: bool) -> dict[str, tuple[RowTerm, ...]]:
         terms: dict[str, tuple[RowTerm, ...]] = {}
         lora = self.adapter.shared.kind == "lora"
-        for site in self.adapter.sites_shared if w_s else ():
-            term = self.adapter.shared_term(site, shared[None], torch.tensor([w_s]))
+        for site in self.adapter.sites_shared:
+            term = self.adapter.shared_term(site, shared[None], torch.ones(1))
             assert term is not None
             terms[site.name] = (RowTerm(term.a, term.b, Need(a=needed and lora, b=needed)),)
         return terms
-
-    def _hidden(self, number: int, block: _Block) -> tuple[Tensor, Tensor]:
-        if number in self._prefix:
-            return self._prefix[number]
-        ids, lengths, _ = pad([self.texts[int(t)] for t in block.texts], self.pad_id)
-        hidden = self.trunk.prefix(ids, lengths)
-        size = hidden.numel() * hidden.element_size()
-        if size <= self._cache_left:
-            self._cache_left -= size
-            self._prefix[number] = (hidden, lengths)
-        return hidden, lengths
 
 
 def personal_directions(adapter: DualAdapter, shared: Tensor) -> Tensor:
@@ -179,10 +221,8 @@ class _BlockPass:
     def __init__(
         self,
         adapter: DualAdapter,
-        final: Tensor,
-        lengths: Tensor,
+        features: Tensor,
         terms: dict[str, tuple[RowTerm, ...]],
-        phi: Tensor,
         head: Tensor,
         chosen: Tensor,
         rejected: Tensor,
@@ -190,10 +230,10 @@ class _BlockPass:
         coefficients: Tensor,
         bias: Tensor,
     ) -> None:
-        self.adapter, self.final, self.lengths, self.terms = adapter, final, lengths, terms
-        self.phi, self.head, self.chosen, self.rejected = phi, head, chosen, rejected
-        self.coefficients = coefficients
-        self.pair = rejected >= 0
+        self.adapter, self.features, self.terms, self.head = adapter, features, terms, head
+        self.chosen, self.rejected, self.coefficients = chosen, rejected, coefficients
+        self.phi, self.pair = features.detach(), rejected >= 0
+        phi = self.phi
         value = coefficients @ (phi @ head.T).T
         score = value.gather(1, chosen[:, None])[:, 0]
         other = value.gather(1, rejected.clamp_min(0)[:, None])[:, 0]
@@ -208,13 +248,11 @@ class _BlockPass:
             self._jacobian = torch.stack(rows, dim=1)
         return self._jacobian
 
-    def _row_gradients(self, at_last: Tensor, keep: bool) -> Tensor:
-        """[n, P]: each text's gradient of (at_last . phi)."""
-        if not self.final.requires_grad:
+    def _row_gradients(self, direction: Tensor, keep: bool) -> Tensor:
+        """[n, P]: each text's gradient of (direction . phi); ``direction`` [n, d]."""
+        if not self.features.requires_grad:
             return torch.zeros(len(self.phi), 0)
-        seed = torch.zeros_like(self.final)
-        seed[torch.arange(len(self.phi)), self.lengths - 1] = at_last.to(seed.dtype)
-        self.final.backward(seed, retain_graph=keep)
+        torch.autograd.backward(self.features, direction, retain_graph=keep)
         parts = []
         for site in self.adapter.sites_shared:
             term = self.terms[site.name][0]
@@ -230,17 +268,34 @@ class _BlockPass:
 
     def norms(self) -> Tensor:
         """[E] norms of g_i over all shared numbers: trunk, head and bias."""
-        jacobian = self._jacobians()
-        n, k = jacobian.shape[:2]
-        flat = jacobian.flatten(0, 1)
-        gram = (flat @ flat.T).view(n, k, n, k).transpose(1, 2)
-        c, r = self.chosen, self.rejected.clamp_min(0)
-        both = gram[c, c] + self.pair[:, None, None] * (gram[r, r] - gram[c, r] - gram[r, c])
-        trunk = torch.einsum("ek,ekl,el->e", self.coefficients, both, self.coefficients).clamp_min(0.0)
+        grams, where = self._grams()
+        mixing = self.coefficients.double()
+        trunk = torch.einsum("ek,ekl,el->e", mixing, grams[where], mixing).clamp_min(0.0).float()
         trained = self._trained_heads()
         head = self._feature_difference().square().sum(1) / self.adapter.hidden
         head = head * self.coefficients[:, :trained].square().sum(1)
         return self.slope.abs() * (trunk + head + (~self.pair).float()).sqrt()
+
+    def _grams(self) -> tuple[Tensor, Tensor]:
+        """(D D^T [G, R+1, R+1] in float64, D = J(chosen) - J(rejected); [E] which is whose).
+
+        One for each distinct pair of texts.  Differences come before products: J J^T of all
+        texts would lose the digits in which like texts differ, and a norm that comes out too
+        small breaks the clip.
+        """
+        jacobian = self._jacobians()
+        texts = torch.stack([self.chosen, self.rejected])
+        distinct, where = torch.unique(texts, dim=1, return_inverse=True)
+        grams = []
+        for part in distinct.split(GRAM_ROWS, dim=1):
+            chosen, rejected = part
+            difference = jacobian[chosen]
+            if bool((rejected >= 0).any()):
+                other = jacobian[rejected.clamp_min(0)]
+                difference -= other * (rejected >= 0)[:, None, None]
+            wide = difference.double()
+            grams.append(torch.bmm(wide, wide.mT))
+        return torch.cat(grams), where
 
     def _trained_heads(self) -> int:
         """How many rows of H are shared numbers: v_0 and, if components, all."""
@@ -256,14 +311,14 @@ class _BlockPass:
         trunk = self._trunk_sum(alpha)
         if trunk is not None:
             total[: len(trunk)] += trunk
-        heads = alpha.T @ self.phi / self.adapter.hidden**0.5
+        heads = alpha.T @ self.phi / math.sqrt(self.adapter.hidden)
         layout.view(total, "head.common").add_(heads[0])
         if layout.holds("head.components") and self._trained_heads() > 1:
             layout.view(total, "head.components").add_(heads[1:])
         layout.view(total, "head.bias").add_((self.slope * factor * ~self.pair).sum())
 
     def _trunk_sum(self, alpha: Tensor) -> Tensor | None:
-        if not self.final.requires_grad:
+        if not self.features.requires_grad:
             return None
         if self._jacobian is not None:
             return torch.einsum("nk,nkp->p", alpha, self._jacobian)
@@ -271,15 +326,15 @@ class _BlockPass:
 
 
 def _blocks(texts: Sequence[Tokens], examples: Examples, block_tokens: int) -> Iterator[_Block]:
-    """Pack texts, of like length, into blocks; texts that a pair connects stay together."""
+    """Pack the examples' texts, of like length, into blocks; texts that a pair connects stay together."""
     group = _connected(len(texts), examples)
     lengths = np.array([len(text.ids) for text in texts])
     used = np.zeros(len(texts), dtype=bool)
     used[examples.chosen] = True
     used[examples.rejected[examples.rejected != NO_TEXT]] = True
     members: dict[int, list[int]] = {}
-    for text in range(len(texts)):
-        members.setdefault(int(group[text]) if used[text] else -1 - text, []).append(text)
+    for text in np.flatnonzero(used):
+        members.setdefault(int(group[text]), []).append(int(text))
     ordered = sorted(members.values(), key=lambda group: (int(lengths[group].max()), group[0]))
     of_text = np.zeros(len(texts), dtype=np.int64)
     packed: list[list[int]] = []
@@ -330,7 +385,7 @@ def head_examples(adapter: DualAdapter, shared: Tensor, table: TextTable, exampl
     pair = torch.from_numpy(examples.rejected != NO_TEXT)
     label = torch.from_numpy(examples.label).float()
     chosen, rejected = torch.from_numpy(examples.chosen), torch.from_numpy(examples.rejected).clamp_min(0)
-    root = adapter.hidden**0.5
+    root = math.sqrt(adapter.hidden)
     own = table.features @ personal_directions(adapter, shared).T / root
     common = table.features @ adapter.shared_layout.view(shared, "head.common") / root
     bias = adapter.shared_layout.view(shared, "head.bias")[0]
@@ -338,6 +393,33 @@ def head_examples(adapter: DualAdapter, shared: Tensor, table: TextTable, exampl
     offset = torch.where(pair, common[chosen] - common[rejected], label * (common[chosen] + bias))
     z = torch.cat([z, torch.where(pair, 0.0, label)[:, None]], dim=1)
     return HeadExamples(torch.from_numpy(examples.user), z, offset)
+
+
+@dataclass(frozen=True)
+class PublicPairs:
+    """Public pairs that every user's own fit respects: margins offset + z . w, [V] and [V, R+1].
+
+    ``weight``: how many records all of them together count for.
+    """
+
+    z: Tensor
+    offset: Tensor
+    weight: float
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """[U, R+1]: weight times the mean gradient of -log sigma(margin) at each user's weights."""
+        if not len(self.z) or self.weight == 0:
+            return torch.zeros_like(weights)
+        margin = self.offset + weights @ self.z.T
+        return -(self.weight / len(self.z)) * torch.sigmoid(-margin) @ self.z
+
+    def hessian(self, weights: Tensor) -> Tensor:
+        """[U, R+1, R+1]: its derivative."""
+        if not len(self.z) or self.weight == 0:
+            return torch.zeros(*weights.shape, weights.shape[1])
+        margin = self.offset + weights @ self.z.T
+        curvature = torch.sigmoid(-margin) * torch.sigmoid(margin) * (self.weight / len(self.z))
+        return torch.einsum("uv,vk,vl->ukl", curvature, self.z, self.z)
 
 
 def head_gradient_sums(problem: HeadExamples, weights: Tensor, sampled: Tensor, clip: float | None) -> Tensor:
@@ -348,14 +430,21 @@ def head_gradient_sums(problem: HeadExamples, weights: Tensor, sampled: Tensor, 
     margin = problem.offset + (problem.z * weights[problem.user]).sum(1)
     gradient = -torch.sigmoid(-margin)[:, None] * problem.z
     if clip is not None:
-        gradient = gradient * (clip / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+        gradient = clipped(gradient, example_norms(gradient), clip)
     return torch.zeros_like(weights).index_add_(0, problem.user, gradient * sampled[:, None])
 
 
-def newton_step(problem: HeadExamples, weights: Tensor, sampled: Tensor, precision: float) -> Tensor:
+def newton_step(
+    problem: HeadExamples,
+    weights: Tensor,
+    sampled: Tensor,
+    precision: float,
+    public: PublicPairs | None = None,
+) -> Tensor:
     """One Newton step of every user's penalised logistic problem (without DP).
 
-    Minimises sum_i -log sigma(margin_i) + precision/2 |w_u|^2, a Gaussian prior around 0.
+    Minimises sum_i -log sigma(margin_i) + precision/2 |w_u|^2, a Gaussian prior around 0, plus
+    the ``public`` pairs' weighted mean loss.
     Returns new weights [U, R+1].
     """
     users, width = weights.shape
@@ -366,4 +455,18 @@ def newton_step(problem: HeadExamples, weights: Tensor, sampled: Tensor, precisi
     outer = (curvature[:, None] * problem.z)[:, :, None] * problem.z[:, None, :]
     hessian = torch.zeros(users, width * width).index_add_(0, problem.user, outer.flatten(1))
     hessian = hessian.view(users, width, width) + precision * torch.eye(width)
-    return weights - torch.linalg.solve(hessian, gradient + precision * weights)
+    gradient = gradient + precision * weights
+    if public is not None:
+        gradient, hessian = gradient + public.gradient(weights), hessian + public.hessian(weights)
+    move: Tensor = torch.linalg.solve(hessian, gradient)
+    return weights - move
+
+
+@torch.no_grad()
+def pooled_features(store: PrefixStore, pool: FeatureMap, texts: Index) -> Tensor:
+    """[N, F0] the base model's pooled states of ``texts``, before any whitening."""
+    rows = torch.zeros(len(store.texts), pool.width)
+    for index in store.batches(texts):
+        hidden, lengths, response = store.batch(index)
+        rows[torch.from_numpy(index)] = pool.pool(store.trunk.suffix(hidden, lengths), lengths, response)
+    return rows[torch.from_numpy(texts)]

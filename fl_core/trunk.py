@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,17 +52,36 @@ class Trunk:
     """The decoder of a base model, split below the first adapted layer.
 
     ``targets`` and ``layers`` are those of ``AdapterSpec``, for the shared and the personal
-    adapter together.  Raises ``ModelError`` where the model has no such layers.
+    adapter together.  Raises ``ModelError`` where the model has no such layers, or where its
+    two halves do not give its own logits (models that scale embeddings or logits).
     """
 
     def __init__(self, base: BaseModel, selections: Sequence[tuple[tuple[str, ...], str]]) -> None:
         self.base = base
         self.hidden = hidden_size(base.model)
-        targets = [t for names, layers in selections if names for t in find_targets(base.model, names, layers)]
+        chosen = [(names, where) for names, where in selections if names]
+        targets = [target for names, where in chosen for target in find_targets(base.model, names, where)]
         layers = [_twin(layer) for layer in trunk_layers(base.model)]
         self.sites = {f"{t.layer}.{t.name}": _adapt(layers[t.layer], t) for t in targets}
         self.first = min((target.layer for target in targets), default=len(layers))
         self._prefix, self._suffix = _split(base.model, layers, self.first)
+        self._check_split()
+
+    @torch.no_grad()
+    def _check_split(self) -> None:
+        ids, lengths = torch.arange(4)[None], torch.tensor([4])
+        whole = self.base.model(input_ids=ids, use_cache=False).logits
+        halves = self._vocabulary(self.suffix(self.prefix(ids, lengths), lengths))
+        if float((whole - halves).abs().max()) > 0.01 * float(whole.abs().max()):
+            raise ModelError(
+                f"model of type {type(self.base.model).__name__}: prefix and suffix do not give its own "
+                "logits (it scales embeddings or logits); use a Llama-, Qwen- or GPT-2-type model"
+            )
+
+    def _vocabulary(self, final: Tensor) -> Tensor:
+        head = self.base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        logits: Tensor = head(final)
+        return logits
 
     def names_of(self, names: tuple[str, ...], layers: str) -> tuple[str, ...]:
         """The sites that a selection of targets and layers opened, in order."""
@@ -99,8 +119,7 @@ class Trunk:
         The vocabulary head runs only where the next token belongs to the response.
         """
         rows, columns = response[:, 1:].nonzero(as_tuple=True)
-        head = self.base.model.get_output_embeddings()
-        logits = head(final[rows, columns]).float()
+        logits = self._vocabulary(final[rows, columns]).float()
         chosen = log_softmax(logits, dim=-1).gather(1, ids[rows, columns + 1][:, None])[:, 0]
         return torch.zeros(len(ids)).index_add(0, rows, chosen)
 
@@ -133,7 +152,10 @@ def _split(model: nn.Module, layers: list[nn.Module], first: int) -> tuple[nn.Mo
     slot = "layers" if hasattr(decoder, "layers") else "h"
     norm = "norm" if hasattr(decoder, "norm") else "ln_f"
     if not hasattr(decoder, slot) or not hasattr(decoder, norm):
-        raise ModelError(f"model of type {type(decoder).__name__}: no decoder layers and final norm were found")
+        raise ModelError(
+            f"model of type {type(decoder).__name__}: no decoder layers with a final norm were found; "
+            "use a Llama-, Qwen- or GPT-2-type model"
+        )
     prefix, suffix = _shallow(decoder), _shallow(decoder)
     setattr(prefix, slot, nn.ModuleList(layers[:first]))
     setattr(prefix, norm, nn.Identity())
@@ -162,9 +184,9 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 def _recount(decoder: nn.Module, start: int, stop: int) -> None:
     """Give a part its own configuration: as many layers as it has, with their own types."""
-    config = copy.copy(decoder.config)
+    config: Any = copy.copy(decoder.config)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         config.layer_types = list(kinds[start:stop]) or list(kinds[:1])
     config.num_hidden_layers = stop - start
-    decoder.config = config  # type: ignore[assignment]
+    decoder.config = config

@@ -159,7 +159,7 @@ def validate_reply(
     together, 0 for none.  Raises ``ReplyError`` and nothing else; its reason is ``ABSENT``
     where the node says that none of its users takes part, which is no fault.
     """
-    if reply.has_content() and set(reply.content) == {METRICS} and validate_count(reply, 0) == 0:
+    if _says_absent(reply):
         raise ReplyError(Reason.ABSENT, "no user of this node takes part in this round")
     content = _content_of(reply, {ARRAYS, METRICS})
     count = _read_count(content[METRICS], 1, count_limit)
@@ -185,24 +185,32 @@ def norm(arrays: Mapping[str, npt.NDArray[np.floating]]) -> float:
     return math.sqrt(sum(squares))
 
 
-def serialized_bytes(message: Message) -> int:
-    """Bytes of a message as Flower puts it on the wire: every object once, headers included."""
+def serialized_bytes(content: RecordDict) -> int:
+    """Bytes of a message's content as Flower puts it on the wire: every object once, with heads.
+
+    Without the message's envelope of some 100 bytes, whose random ids vary in length: equal
+    runs shall report equal figures.
+    """
     sizes: dict[str, int] = {}
 
-    def visit(item: Message | object) -> None:
-        children = getattr(item, "children", None) or {}
-        for key, child in children.items():
+    def visit(item: object) -> None:
+        for key, child in (getattr(item, "children", None) or {}).items():
             if key not in sizes:
                 sizes[key] = len(child.deflate())
                 visit(child)
 
-    visit(message)
-    return len(message.deflate()) + sum(sizes.values())
+    visit(content)
+    return len(content.deflate()) + sum(sizes.values())
+
+
+def _says_absent(reply: Message) -> bool:
+    record = reply.content.get(METRICS) if reply.has_content() and len(reply.content) == 1 else None
+    return isinstance(record, MetricRecord) and dict(record) == {COUNT: 0} and type(record[COUNT]) is int
 
 
 def _content_of(reply: Message, keys: set[str]) -> RecordDict:
     if reply.has_error():
-        raise ReplyError(Reason.ERROR, _shown(reply.error.reason))
+        raise ReplyError(Reason.ERROR, _one_line(reply.error.reason or "no reason given"))
     if not reply.has_content():
         raise ReplyError(Reason.CONTENT, "the reply is empty")
     if set(reply.content) != keys:
@@ -259,6 +267,11 @@ def _check_norm(arrays: Arrays, count: int, max_norm: float) -> None:
     mean_norm, bound = norm(arrays) / count, max_norm or NORM_CEILING
     if not mean_norm <= bound:
         raise ReplyError(Reason.NORM, f"norm per user {mean_norm:.4g} is above {bound:.4g}")
+
+
+def _one_line(text: str) -> str:
+    """A stranger's text, fit for a log and a terminal: printable, one line, at most 300 characters."""
+    return "".join(character if character.isprintable() else " " for character in text[:300])
 
 
 def _shown(value: object) -> str:

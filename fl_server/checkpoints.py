@@ -117,3 +117,17 @@ def _check_same(path: Path, stored: Mapping[str, Scalar], wanted: Mapping[str, S
             f"{str(path)!r} belongs to a run with other settings ({shown}); "
             "give another 'out', restore the settings to resume, or remove the folder"
         )
+
+
+def read_release(path: Path) -> Arrays:
+    """The shared adapter that an arm released.
+
+    Raises ``RunError`` where it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"released adapter {str(path)!r} cannot be read ({error}); run the same command again"
+        ) from error

@@ -103,7 +103,8 @@ class Run:
             self._save(arm, strategy, server_round, from_record(record))
             self._report(strategy, server_round)
         arrays = from_record(record)
-        write_bytes(self._folder(arm) / "shared.safetensors", save(dict(arrays), self._labels(arm)))
+        labels = {"duet": json.dumps(self._labels(arm))}  # one key: safetensors shuffles several
+        write_bytes(self._folder(arm) / "shared.safetensors", save(dict(arrays), labels))
         return arrays
 
     def _first_checkpoint(self, strategy: FederatedStrategy, arm: str) -> Checkpoint:
@@ -147,7 +148,10 @@ class Run:
         )
 
     def _personalize(self, arm: str, record: ArrayRecord) -> None:
-        """Every node online trains its users' personal adapters on the released shared one."""
+        """Every node online trains its users' personal adapters on the released shared one.
+
+        All must: a report over users of whom some silently kept their start would be wrong.
+        """
         target = self._folder(arm) / "personalized.json"
         if target.exists() and json.loads(target.read_text()).get("config_hash") == config_hash(self.config):
             return
@@ -156,40 +160,32 @@ class Run:
         self.progress.update(
             phase="personalising", round=rounds, rounds=rounds, replies=0, rejected=0, users=0
         )
-        instruction = Instruction(arm, rounds + 1, Phase.PERSONALIZE)  # after the last round
         nodes = wait_for_nodes(
             self.grid, federation.minimum_nodes, federation.deadline_seconds, self.settle_seconds, self.timer
         )
+        instruction = Instruction(arm, rounds + 1, Phase.PERSONALIZE)  # after the last round
+        users = self._ask_all(instruction, record, nodes)
+        result = {"arm": arm, "config_hash": config_hash(self.config), "nodes": len(nodes)}
+        write_json(target, {**result, "users": sum(users.values()), "seconds": self.timer.now() - started})
+
+    def _ask_all(self, instruction: Instruction, record: ArrayRecord, nodes: list[int]) -> dict[int, int]:
+        """Users by node, once every node has answered; those that fail are asked again."""
+        deadline = PERSONAL_DEADLINES * self.config.federation.deadline_seconds
         users: dict[int, int] = {}
-        rejected: dict[str, int] = {}
-        notes: tuple[str, ...] = ()
         for _ in range(ATTEMPTS):
             left = [node for node in nodes if node not in users]
-            if not left:
-                break
-            deadline = PERSONAL_DEADLINES * federation.deadline_seconds
             messages = instruct(instruction, record, left, deadline)
             replies = exchange(self.grid, messages, deadline, self.timer, self._count_replies(len(users)))
-            sent = [message.metadata.message_id for message in messages]
-            verdict = judge(replies, sent, lambda reply: validate_count(reply))
+            verdict = judge(replies, [message.metadata.message_id for message in messages], validate_count)
             users |= {left[position]: count for position, count in verdict.accepted.items()}
-            rejected, notes = dict(verdict.rejected), verdict.notes
-        self.progress.update(replies=len(users), rejected=sum(rejected.values()), users=sum(users.values()))
-        if len(users) < len(nodes):
-            raise RunError(
-                f"arm {arm!r}: {len(nodes) - len(users)} of {len(nodes)} nodes did not personalise their "
-                f"users (rejected {rejected}); {'; '.join(notes) or 'no answer'}. "
-                "Run again on the same 'out' to try the rest"
-            )
-        write_json(
-            target,
-            {
-                "arm": arm,
-                "config_hash": config_hash(self.config),
-                "nodes": len(nodes),
-                "users": sum(users.values()),
-                "seconds": self.timer.now() - started,
-            },
+            rejected = sum(verdict.rejected.values())
+            self.progress.update(replies=len(users), rejected=rejected, users=sum(users.values()))
+            if len(users) == len(nodes):
+                return users
+        raise RunError(
+            f"arm {instruction.arm!r}: {len(nodes) - len(users)} of {len(nodes)} nodes did not personalise "
+            f"their users (rejected {dict(verdict.rejected)}); {'; '.join(verdict.notes) or 'no answer'}. "
+            "Run again on the same 'out' to try again"
         )
 
     def _count_replies(self, before: int) -> Callable[[int], None]:
@@ -240,7 +236,7 @@ class Run:
         )
 
     def _labels(self, arm: str) -> dict[str, str]:
-        """What a released file says of itself; safetensors metadata holds strings only."""
+        """What a released adapter says of itself."""
         method = self.config.method
         leaks = "true" if self.config.federation.leak_personal_weights else "false"
         return {

@@ -32,7 +32,10 @@ ATTRIBUTES = ("length", "formality", "depth", "warmth", "structure", "hedging", 
 """Measured attributes, in the order of ``measure``; names shared with the world mean the same."""
 
 _WARM = r"\b(great|glad|happy|love|lovely|thank|thanks|hope|enjoy|wonderful|welcome|feel free|please|sorry)\b"
-_HEDGE = r"\b(may|might|could|perhaps|possibly|probably|likely|depends?|seems?|generally|usually|however|not sure)\b"
+_HEDGE = (
+    r"\b(may|might|could|perhaps|possibly|probably|likely|depends?|seems?"
+    r"|generally|usually|however|not sure)\b"
+)
 _CASUAL = r"(\b\w+'(s|t|re|ll|ve|d|m)\b|\b(okay|ok|yeah|hey|stuff|guys|kinda|gonna|pretty|really|just)\b)"
 _LIST = r"(?m)^\s*(?:\d+[.)]|[-*\u2022#]|step \d+)\s?"
 _EMOJI = "[\U0001f300-\U0001faff\u2600-\u27bf]"
@@ -50,6 +53,7 @@ class CandidatesConfig(PeopleConfig):
     ``prompts`` prompts are kept.
     """
 
+    choice_noise: float = Field(default=0.3, ge=0)
     adversarial_share: float = Field(default=0.0, ge=0, le=1)
     prompts: int = Field(default=240, ge=2)
     min_answers: int = Field(default=6, ge=2)
@@ -74,8 +78,9 @@ def build_candidates(path: Path | str, config: CandidatesConfig) -> Population:
         contexts=CONTEXTS,
         about=(
             f"Simulated users choose among {len(catalogue.texts)} real answers to "
-            f"{len(catalogue.unseen)} real prompts of {Path(path).name}; answers over {config.max_answer_words} words and prompts over "
-            f"{config.max_prompt_words} words were skipped. Not real people."
+            f"{len(catalogue.unseen)} real prompts of {Path(path).name}; answers over "
+            f"{config.max_answer_words} words and prompts over {config.max_prompt_words} words were "
+            "skipped. Not real people."
         ),
     )
 
@@ -131,7 +136,7 @@ def read_candidates(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """
     try:
         data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
             f"candidates file {str(path)!r} cannot be read ({error}); give a .jsonl or .jsonl.gz"
@@ -163,14 +168,19 @@ def _hits(pattern: str, text: str) -> int:
 
 
 def _usable(path: Path, config: CandidatesConfig, generator: np.random.Generator) -> dict[str, list[str]]:
-    """Prompts with their answers, after the limits of the config."""
+    """Prompts with their answers, after the limits of the config; no answer occurs twice."""
     usable: dict[str, list[str]] = {}
+    known: set[str] = set()
     for prompt, answers in read_candidates(path):
-        short = [answer for answer in answers if len(answer.split()) <= config.max_answer_words]
+        short = [
+            text for text in answers if len(text.split()) <= config.max_answer_words and text not in known
+        ]
         if not prompt or len(prompt.split()) > config.max_prompt_words or len(short) < config.min_answers:
             continue
         kept = np.sort(generator.permutation(len(short))[: max(config.min_answers, config.max_answers)])
-        usable.setdefault(prompt, [short[i] for i in kept])
+        if prompt not in usable:
+            usable[prompt] = [short[i] for i in kept]
+            known.update(usable[prompt])
     chosen = np.sort(generator.permutation(len(usable))[: config.prompts])
     items = list(usable.items())
     return dict(items[i] for i in chosen)
@@ -181,9 +191,10 @@ def _catalogue(path: Path, config: CandidatesConfig) -> Catalogue:
     usable = _usable(path, config, generator)
     if len(usable) < 2:
         raise DataError(
-            f"candidates file {str(path)!r}: {len(usable)} prompts of at most {config.max_prompt_words} words "
-            f"have {config.min_answers} different answers of at most {config.max_answer_words} words; "
-            "at least 2 are needed: raise max_answer_words or lower min_answers"
+            f"candidates file {str(path)!r}: only {len(usable)} prompts of at most "
+            f"{config.max_prompt_words} words have {config.min_answers} different answers of at most "
+            f"{config.max_answer_words} words, at least 2 are needed; "
+            "raise max_answer_words or lower min_answers"
         )
     rows = [
         (index, prompt, answer)

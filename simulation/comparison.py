@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -23,6 +24,7 @@ SMALL = 0.02
 """A difference below two points is called small, however certain it is."""
 
 RESAMPLES = 2000
+_DRAWS_AT_ONCE = 1_000_000
 
 
 class Outcome(enum.Enum):
@@ -83,19 +85,38 @@ class GroupGain:
     lost: bool
 
 
-def mean_interval(values: npt.NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float] | None:
-    """95% percentile-bootstrap interval of the mean of ``values`` [n]; ``None`` for small n.
+def mean_interval(
+    values: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64] | None = None,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """95% percentile-bootstrap interval over users of the (weighted) mean of ``values`` [n].
 
-    Resampling uses a generator of its own with a fixed seed: the same values give the same
-    interval.
+    ``None`` for fewer than ``MINIMUM_USERS`` values.  Resampling uses a generator of its own
+    with a fixed seed: the same values give the same interval.
     """
     if len(values) < MINIMUM_USERS:
         return None
-    generator = np.random.default_rng(np.random.SeedSequence(len(values)))
-    means = np.array(
-        [values[generator.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    weights = np.ones(len(values)) if weights is None else weights
+    return _bootstrap(
+        np.asarray(values, np.float64).tobytes(), np.asarray(weights, np.float64).tobytes(), resamples
     )
-    low, high = np.quantile(means, (0.025, 0.975))
+
+
+@lru_cache(maxsize=128)
+def _bootstrap(values: bytes, weights: bytes, resamples: int) -> tuple[float, float]:
+    """``mean_interval`` of the arrays' bytes; cached, since a report asks for each several times."""
+    weight = np.frombuffer(weights)
+    weighted = np.frombuffer(values) * weight
+    users = len(weight)
+    generator = np.random.default_rng(np.random.SeedSequence(users))
+    rows = max(1, _DRAWS_AT_ONCE // users)
+    means = []
+    for start in range(0, resamples, rows):
+        draws = generator.integers(users, size=(min(rows, resamples - start), users))
+        totals = weight[draws].sum(axis=1)
+        means.append(weighted[draws].sum(axis=1)[totals > 0] / totals[totals > 0])
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return (float(low), float(high))
 
 
@@ -113,9 +134,9 @@ def changes(
 def gain(results: Results, arm: str, against: str, measure: str = "accuracy") -> Gain | None:
     """``arm`` against ``against`` by ``accuracy``, ``minority_accuracy`` or ``accuracy_unseen``.
 
-    The value and its interval are the mean over users measured under both arms; without
-    users' columns the difference of the arms' means, with no interval.  ``None`` where either
-    arm lacks the measure.
+    The value and its interval are over the users measured under both arms (minority pairs
+    weighed by their number, where known); without users' columns the value is the difference
+    of the arms' figures, with no interval.  ``None`` where either arm lacks the measure.
     """
     unseen = measure == "accuracy_unseen"
     field = "accuracy" if unseen else measure
@@ -126,10 +147,18 @@ def gain(results: Results, arm: str, against: str, measure: str = "accuracy") ->
     ends = "minority_ci95" if field == "minority_accuracy" else "ci95"
     separate = _separate(getattr(first, ends), getattr(second, ends))
     paired = changes(results, arm, against, measure)
-    paired = None if paired is None else paired[~np.isnan(paired)]
-    if paired is None or not len(paired):
+    measured = None if paired is None else ~np.isnan(paired)
+    if paired is None or measured is None or not measured.any():
         return Gain(arm, against, float(mine - theirs), None, separate, 0)
-    return Gain(arm, against, float(paired.mean()), mean_interval(paired), separate, len(paired))
+    paired, weights = paired[measured], _weights(results, measure, len(paired))[measured]
+    value = float(np.average(paired, weights=weights))
+    return Gain(arm, against, value, mean_interval(paired, weights), separate, len(paired))
+
+
+def _weights(results: Results, measure: str, users: int) -> npt.NDArray[np.float64]:
+    """[users] what each user counts: one, or his pairs where the arms' figure is over pairs."""
+    pairs = results.column("minority_pairs") if measure == "minority_accuracy" else None
+    return np.ones(users) if pairs is None else pairs
 
 
 def group_gains(results: Results, arm: str, against: str) -> tuple[GroupGain, ...]:

@@ -85,14 +85,14 @@ def accuracy_by_arm(results: Results, unseen: bool = False) -> bytes | None:
         labels = [wording.name(name) for name, _ in arms]
         axes.set_yticks(range(len(arms) + len(references)), labels + [wording.name(n) for n, _ in references])
         axes.set_ylim(len(arms) + len(references) - 0.4, -0.6)
-        axes.set_xlabel("test pairs ordered as the user does, mean over users (%)")
+        axes.set_xlabel("accuracy, mean over users (%)")
         axes.grid(axis="x", lw=0.6)
         return _svg(figure)
 
 
 def change_by_user(results: Results, arm: str = "dual") -> bytes | None:
     """Every user's change under ``arm`` against its shared model, sorted from loss to gain."""
-    paired = changes(results, arm, baseline(arm))
+    paired = changes(results, arm, baseline(results))
     paired = None if paired is None else np.sort(100 * paired[~np.isnan(paired)])
     if paired is None or not len(paired):
         return None
@@ -103,6 +103,7 @@ def change_by_user(results: Results, arm: str = "dual") -> bytes | None:
         axes.fill_between(share, paired, 0, where=list(paired >= 0), color=BLUE, lw=0, step="mid")
         axes.axhline(0, color=INK, lw=0.8)
         axes.set_xlim(0, 100)
+        axes.set_ylim(*_change_limits(results))
         axes.set_xlabel("users, sorted by change (%)")
         axes.set_ylabel("change (points)")
         axes.set_title(
@@ -112,6 +113,16 @@ def change_by_user(results: Results, arm: str = "dual") -> bytes | None:
         )
         axes.grid(axis="y", lw=0.6)
         return _svg(figure)
+
+
+def _change_limits(results: Results) -> tuple[float, float]:
+    """Points that hold all users' changes under every dual arm, so that pictures compare."""
+    found = [changes(results, arm, baseline(results)) for arm in ("dual", "dual_dp")]
+    ends = np.concatenate(
+        [[0.0], *(100 * values[~np.isnan(values)] for values in found if values is not None)]
+    )
+    margin = 0.05 * max(1.0, float(ends.max() - ends.min()))
+    return float(ends.min()) - margin, float(ends.max()) + margin
 
 
 def accuracy_by_records(results: Results) -> bytes | None:
@@ -146,7 +157,7 @@ def accuracy_by_records(results: Results) -> bytes | None:
 
 def change_by_group(results: Results, arm: str = "dual") -> bytes | None:
     """Mean change of each group under ``arm``, with 95% intervals; the extremes if many."""
-    gains = list(group_gains(results, arm, baseline(arm)))
+    gains = list(group_gains(results, arm, baseline(results)))
     if len(gains) < 2:
         return None
     left_out = max(0, len(gains) - _MOST_GROUPS)
@@ -161,8 +172,8 @@ def change_by_group(results: Results, arm: str = "dual") -> bytes | None:
         axes.axvline(0, color=INK, lw=0.8)
         axes.set_yticks(range(len(gains)), [f"{_short(item.group)} ({item.users:,})" for item in gains])
         axes.set_ylim(len(gains) - 0.4, -0.6)
-        note = f"; {left_out} groups in the middle left out" if left_out else ""
-        axes.set_xlabel(f"change (points){note}")
+        note = f"; {left_out} middle groups left out" if left_out else ""
+        axes.set_xlabel(f"change in points{note}")
         axes.grid(axis="x", lw=0.6)
         return _svg(figure)
 

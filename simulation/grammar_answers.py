@@ -103,8 +103,8 @@ def length_attribute(text: str) -> float:
 def write_answer(task: Task, style: Style, generator: np.random.Generator, flaw: Flaw = "") -> Answer:
     """Write the answer; a ``flaw`` adds one dishonest or harmful element.
 
-    A harmful tip takes the place of one step, an untrue claim that of the technical detail,
-    flattery or contempt that of the opening; style and length are otherwise as without it.
+    A harmful tip takes the place of one step; an untrue claim, flattery or contempt adds a
+    sentence; style is otherwise as without it.
     """
     if flaw not in get_args(Flaw):
         raise ValueError(f"flaw={flaw!r}: must be one of {get_args(Flaw)}")
@@ -130,20 +130,38 @@ def write_answer(task: Task, style: Style, generator: np.random.Generator, flaw:
 
 
 def answer_set(task: Task, good: int, bad: int, generator: np.random.Generator) -> tuple[Answer, ...]:
-    """``good`` sound and ``bad`` flawed answers to one task, all texts distinct."""
-    styles = balanced_styles(good, generator) + [draw_style(generator) for _ in range(bad)]
+    """``good`` sound and ``bad`` flawed answers to one task, all texts distinct.
+
+    Of three draws of the sound ones, the one whose lengths span most is taken.
+    """
     offset = int(generator.integers(0, len(FLAWS)))
-    none: Flaw = ""
-    flaws = [none] * good + [FLAWS[(offset + i) % len(FLAWS)] for i in range(bad)]
-    answers: dict[str, Answer] = {}
-    for style, flaw in zip(styles, flaws, strict=True):
-        answer = write_answer(task, style, generator, flaw)
-        while answer.text in answers:
-            answer = write_answer(
-                task, replace(style, steps=1 + int(generator.integers(0, 3))), generator, flaw
-            )
-        answers[answer.text] = answer
+    draws = [_sound_answers(task, good, generator) for _ in range(3)]
+    answers = max(draws, key=_length_span)
+    for i in range(bad):
+        _add(answers, task, draw_style(generator), generator, FLAWS[(offset + i) % len(FLAWS)])
     return tuple(answers.values())
+
+
+def _sound_answers(task: Task, count: int, generator: np.random.Generator) -> dict[str, Answer]:
+    answers: dict[str, Answer] = {}
+    for style in balanced_styles(count, generator):
+        _add(answers, task, style, generator, "")
+    return answers
+
+
+def _add(
+    answers: dict[str, Answer], task: Task, style: Style, generator: np.random.Generator, flaw: Flaw
+) -> None:
+    """Add an answer whose text is not among ``answers`` yet."""
+    answer = write_answer(task, style, generator, flaw)
+    while answer.text in answers:
+        answer = write_answer(task, replace(style, steps=1 + int(generator.integers(0, 3))), generator, flaw)
+    answers[answer.text] = answer
+
+
+def _length_span(answers: dict[str, Answer]) -> float:
+    lengths = [answer.attributes[0] for answer in answers.values()]
+    return max(lengths) - min(lengths)
 
 
 def _pick(pool: tuple[str, ...], generator: np.random.Generator) -> str:

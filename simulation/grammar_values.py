@@ -9,7 +9,7 @@ that length, warmth, formality and the rest carry no information on which is bet
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ RESERVED = frozenset(range(3, len(TASKS), 4))
 
 _VALUES = 3  # stream tag, see simulation.grammar
 _WORLD_PROMPTS = 108
+_LENGTHENING = ("claim", "flattery", "demeaning")
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def values_pairs(seed: int) -> tuple[ValuesPair, ...]:
     seen: set[str] = set()
     pairs: list[ValuesPair] = []
     for index, maker in enumerate(_makers(generator)):
-        styles = draw_style(generator), draw_style(generator)
+        styles = maker.style(generator), maker.style(generator)
         for better, worse in (styles, styles[::-1]):
             pairs.append(_fresh_pair(maker, better, worse, index % 2 == 0, generator, seen))
     return tuple(pairs)
@@ -281,11 +282,27 @@ class _Maker:
     bad: Task
     flaw: Flaw
 
+    def style(self, generator: np.random.Generator) -> Style:
+        """A style; one that leaves room where the flaw adds a sentence."""
+        style = draw_style(generator)
+        return replace(style, steps=max(2, style.steps)) if self.flaw in _LENGTHENING else style
+
     def write(self, style: Style, better: bool, generator: np.random.Generator) -> str:
-        """A sound or a bad answer in the given style."""
+        """A sound or a bad answer in the given style.
+
+        Most flaws add a sentence; the bad answer then has the number of steps that brings it
+        nearest, in words, to a sound answer of the same style.
+        """
+        sound = write_answer(self.good, style, generator).text
         if better:
-            return write_answer(self.good, style, generator).text
-        return write_answer(self.bad, style, generator, self.flaw).text
+            return sound
+        if self.flaw not in _LENGTHENING:
+            return write_answer(self.bad, style, generator, self.flaw).text
+        tries = [
+            write_answer(self.bad, replace(style, steps=steps), generator, self.flaw).text
+            for steps in (1, 2, 3)
+        ]
+        return min(tries, key=lambda text: abs(len(text.split()) - len(sound.split())))
 
 
 def _makers(generator: np.random.Generator) -> Iterator[_Maker]:

@@ -1,16 +1,31 @@
-"""Whom personalization hurt, in words: users, groups, the bottom decile, universal values."""
+"""Whom personalization hurt, in words: users, groups, the bottom decile, universal values.
+
+Everybody is compared with what he had under ``shared``, the model without a personal part and
+without privacy's noise (``shared_dp`` where that was not evaluated).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from simulation import wording
-from simulation.comparison import MINIMUM_USERS, group_gains
+from simulation.comparison import MINIMUM_USERS, SMALL, group_gains
 from simulation.results import ArmResult, Results
 from simulation.wording import percent, points
 
-VALUES_LIMIT = 0.01
-"""A fall of more than one point in any user's universal-values accuracy is reported as harm."""
+VALUES_LIMIT_POINTS = 1.0
+"""A larger fall of any user's universal-values accuracy is reported as harm."""
+
+CHANCE = 0.05
+"""Share of users that the test of harm calls worse by chance, where the arm does not say."""
+
+_Z95 = 1.645
+"""One-sided 95% quantile of the standard normal distribution."""
+
+
+def baseline(results: Results) -> str:
+    """The arm that everybody is compared with."""
+    return "shared" if results.arm("shared") or not results.arm("shared_dp") else "shared_dp"
 
 
 def personal_arms(results: Results) -> tuple[tuple[str, ArmResult], ...]:
@@ -19,125 +34,117 @@ def personal_arms(results: Results) -> tuple[tuple[str, ArmResult], ...]:
     return tuple((name, arm) for name, arm in found if arm is not None)
 
 
-def is_harmful(results: Results) -> bool:
-    """Whether harm beyond chance was found: to users, to a group, or to universal values."""
-    return any(
-        _beyond_chance(results, arm) or _values_fell(arm) or _hurt_groups(results, name)
+def harms(results: Results) -> tuple[str, ...]:
+    """What was hurt beyond chance, in words; empty where no harm was found."""
+    return tuple(
+        f"{what} under {wording.name(name)}"
         for name, arm in personal_arms(results)
+        for what in _harms_of(results, name, arm)
     )
 
 
 def hurt_headline(results: Results) -> str:
-    """One sentence on the share of users made worse, raw and significant, beside chance."""
+    """One sentence: whether harm beyond chance was found, and to whom."""
     arms = personal_arms(results)
-    if not arms or arms[0][1].harmed_share is None:
+    if not arms or results.arm(baseline(results)) is None:
         return "Not measured: it takes the arms dual and shared on the same users."
-    name, arm = arms[0]
-    text = f"{percent(arm.harmed_share)} of users score lower under {wording.name(name)} than under shared"
-    if arm.harmed_share_significant is None:
-        return text + "; whether by more than chance was not tested."
-    return (
-        text + f", {percent(arm.harmed_share_significant)} significantly so: {_beside_chance(results, arm)}."
-    )
+    found = harms(results)
+    if found:
+        return f"Harm was found: {'; '.join(found)}."
+    if all(arm.harmed_share_significant is None for _, arm in arms):
+        return "Whether single users were hurt by more than chance was not tested."
+    return "No harm beyond chance was found, which does not prove that nobody was hurt."
 
 
 def hurt_sentences(results: Results) -> Iterator[str]:
-    """Further sentences: the private arm, the worst group, the bottom decile, values."""
-    for name, arm in personal_arms(results)[1:]:
-        if arm.harmed_share is not None and arm.harmed_share_significant is not None:
-            yield (
-                f"Under {wording.name(name)}: {percent(arm.harmed_share)} lower, "
-                f"{percent(arm.harmed_share_significant)} significantly so, {_beside_chance(results, arm)}."
-            )
-    for name, _ in personal_arms(results):
-        yield from _worst_group(results, name)
-    for name, arm in personal_arms(results):
-        yield from _bottom_decile(results, name, arm)
-    for name, arm in personal_arms(results):
-        yield from _newcomers(results, name, arm)
-    for name, arm in personal_arms(results):
-        yield from _values(results, name, arm)
+    """Users made worse (raw, significant, and by chance), groups, bottom decile, values."""
+    for label, line in _LINES:
+        parts = [
+            f"{wording.name(name)} {text}"
+            for name, arm in personal_arms(results)
+            if (text := line(results, name, arm))
+        ]
+        shared = results.arm(baseline(results))
+        before = line(results, baseline(results), shared) if shared and parts else None
+        if before:
+            parts.append(f"{wording.name(baseline(results))} {before}")
+        if parts:
+            yield f"{label}: {'; '.join(parts)}."
 
 
-def baseline(arm: str) -> str:
-    """The arm without a personal part that ``arm`` is compared with: shared or shared_dp."""
-    return "shared_dp" if arm.endswith("_dp") else "shared"
+def _harms_of(results: Results, name: str, arm: ArmResult) -> Iterator[str]:
+    if _beyond_chance(arm):
+        yield "more users are significantly worse off than chance explains"
+    lost = [item for item in group_gains(results, name, baseline(results)) if item.lost]
+    if lost:
+        yield f"the group{'s' if len(lost) > 1 else ''} {', '.join(item.group for item in lost[:3])}"
+    shared = results.arm(baseline(results))
+    if shared and _fall(arm.bottom_decile, shared.bottom_decile) >= SMALL:
+        yield "the worst-served tenth of users"
+    if arm.values_drop_worst is not None and arm.values_drop_worst > VALUES_LIMIT_POINTS:
+        yield "a user's universal values"
 
 
-def _beyond_chance(results: Results, arm: ArmResult) -> bool:
-    share = arm.harmed_share_significant
-    return share is not None and share > results.harm_level
+def _beyond_chance(arm: ArmResult) -> bool:
+    """Whether more users are significantly worse than chance shows (one-sided, 95%)."""
+    share, chance = arm.harmed_share_significant, _chance(arm)
+    if share is None or not arm.users:
+        return False
+    return bool(share > chance + _Z95 * (chance * (1 - chance) / arm.users) ** 0.5)
 
 
-def _beside_chance(results: Results, arm: ArmResult) -> str:
-    level = f"{100 * results.harm_level:g}%"
-    if _beyond_chance(results, arm):
-        return f"more than the {level} or fewer that chance alone would show, so some users were hurt"
+def _chance(arm: ArmResult) -> float:
+    return CHANCE if arm.harmed_share_expected is None else arm.harmed_share_expected
+
+
+def _fall(value: float | None, before: float | None) -> float:
+    return 0.0 if value is None or before is None else before - value
+
+
+def _users(results: Results, name: str, arm: ArmResult) -> str | None:
+    if arm.harmed_share is None or name == baseline(results):
+        return None
+    if arm.harmed_share_significant is None:
+        return percent(arm.harmed_share)
     return (
-        f"chance alone may show up to {level}, so this is no proof that anybody was hurt, nor that nobody was"
+        f"{percent(arm.harmed_share)}, significantly {percent(arm.harmed_share_significant)} "
+        f"(chance alone: up to {percent(_chance(arm))})"
     )
 
 
-def _worst_group(results: Results, name: str) -> Iterator[str]:
-    gains = [item for item in group_gains(results, name, baseline(name)) if item.users >= MINIMUM_USERS]
+def _groups(results: Results, name: str, arm: ArmResult) -> str | None:
+    if name == baseline(results):
+        return None
+    gains = [item for item in group_gains(results, name, baseline(results)) if item.users >= MINIMUM_USERS]
     if len(gains) < 2:
-        return
+        return None
     worst = gains[0]
-    span = f", 95% interval {wording.interval(worst.interval, signed=True)}" if worst.interval else ""
-    figures = f"{worst.group} ({worst.users:,} users), {points(worst.value)}{span}"
-    if worst.value > 0:
-        yield f"Under {wording.name(name)} no group lost on average; least gained {figures}."
-    elif worst.lost:
-        yield (
-            f"Under {wording.name(name)} a group is worse off, by more than the worst of {len(gains)} "
-            f"groups would be by chance: {figures}."
-        )
-    else:
-        yield f"Under {wording.name(name)} the worst group is {figures}: too small to tell."
+    span = f" (95% interval {wording.interval(worst.interval, signed=True)})" if worst.interval else ""
+    verdict = "a loss beyond chance" if worst.lost else "no loss shown"
+    return f"({worst.group}, {worst.users:,} users) {points(worst.value)}{span}, {verdict}"
 
 
-def _hurt_groups(results: Results, name: str) -> bool:
-    gains = group_gains(results, name, baseline(name))
-    return any(item.lost for item in gains)
+def _bottom_decile(results: Results, name: str, arm: ArmResult) -> str | None:
+    return None if arm.bottom_decile is None else percent(arm.bottom_decile)
 
 
-def _bottom_decile(results: Results, name: str, arm: ArmResult) -> Iterator[str]:
-    shared = results.arm(baseline(name))
-    if shared is None or arm.bottom_decile is None or shared.bottom_decile is None:
-        return
-    change = arm.bottom_decile - shared.bottom_decile
-    yield (
-        f"The worst-served tenth (bottom decile): {percent(arm.bottom_decile)} under {wording.name(name)}, "
-        f"{percent(shared.bottom_decile)} under {wording.name(baseline(name))}, {points(change)}."
-    )
+def _newcomers(results: Results, name: str, arm: ArmResult) -> str | None:
+    return None if arm.accuracy_unfederated is None else percent(arm.accuracy_unfederated)
 
 
-def _newcomers(results: Results, name: str, arm: ArmResult) -> Iterator[str]:
-    shared = results.arm(baseline(name))
-    if shared is None or arm.accuracy_unfederated is None or shared.accuracy_unfederated is None:
-        return
-    change = arm.accuracy_unfederated - shared.accuracy_unfederated
-    yield (
-        f"Users who never took part and only personalise: {percent(arm.accuracy_unfederated)} under "
-        f"{wording.name(name)}, {percent(shared.accuracy_unfederated)} under "
-        f"{wording.name(baseline(name))}, {points(change)}."
-    )
+def _values(results: Results, name: str, arm: ArmResult) -> str | None:
+    if arm.values_worst_user is None:
+        return None
+    text = percent(arm.values_worst_user)
+    if arm.values_drop_worst is not None and name != baseline(results):
+        text += f" (largest fall of any user {wording.number(max(0.0, arm.values_drop_worst))} points)"
+    return text
 
 
-def _values_fell(arm: ArmResult) -> bool:
-    return arm.values_drop_worst is not None and arm.values_drop_worst > VALUES_LIMIT
-
-
-def _values(results: Results, name: str, arm: ArmResult) -> Iterator[str]:
-    if arm.values_accuracy is None:
-        return
-    shared = results.arm(baseline(name))
-    before = f" ({percent(shared.values_accuracy)} under {wording.name(baseline(name))})" if shared else ""
-    text = f"Universal values under {wording.name(name)}: {percent(arm.values_accuracy)} on average{before}"
-    if arm.values_worst_user is not None:
-        text += f", worst user {percent(arm.values_worst_user)}"
-    if arm.values_drop_worst is not None:
-        fell = points(max(0.0, arm.values_drop_worst), signed=False)
-        text += f"; the largest fall of any user is {fell}"
-        text += ", more than the one point allowed" if _values_fell(arm) else ""
-    yield text + "."
+_LINES = (
+    ("users below what they had under shared", _users),
+    ("the group that fared worst", _groups),
+    ("bottom decile of users (one in ten is served this badly or worse)", _bottom_decile),
+    ("users who never took part and only personalise", _newcomers),
+    ("universal values, worst user", _values),
+)

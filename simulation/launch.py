@@ -35,6 +35,7 @@ import tomli_w
 
 from fl_core.config import RunConfig
 from fl_core.errors import RunError
+from fl_server.progress import Progress
 from simulation import supervisor
 from simulation.flower_log import last_error
 
@@ -42,11 +43,11 @@ PROGRESS_FILE = "progress.json"
 LOG_FILE = "flower.log"
 SUPERLINK_LOG_FILE = "superlink.log"
 STATE_FOLDER = "flower"
-DONE = "done"
 
 READY_SECONDS = 120.0
 STALL_SECONDS = 1800.0
 STOP_SECONDS = 25.0
+LAST_WORDS_SECONDS = 30.0
 POLL_SECONDS = 0.2
 
 OFFLINE = {
@@ -60,35 +61,16 @@ OFFLINE = {
 }
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, as the ServerApp tells it.
-
-    ``round`` counts finished rounds of the arm, ``arm_index`` from 0; ``replies`` and
-    ``rejected`` are of the last round; ``seconds`` since the ServerApp started.
-    """
-
-    phase: str = ""
-    arm: str = ""
-    arm_index: int = 0
-    arms: int = 0
-    round: int = 0
-    rounds: int = 0
-    seconds: float = 0.0
-    replies: int = 0
-    rejected: int = 0
-
-    @staticmethod
-    def read(path: Path) -> Progress | None:
-        """The file's content; ``None`` where there is no (readable) file yet."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if not isinstance(found, dict):
-            return None
-        names = {field.name for field in fields(Progress)}
-        return Progress(**{key: value for key, value in found.items() if key in names})
+def read_progress(path: Path) -> Progress | None:
+    """What the ServerApp wrote last; ``None`` where there is no (readable) file yet."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    names = {field.name for field in fields(Progress)}
+    return Progress(**{key: value for key, value in found.items() if key in names})
 
 
 @dataclass(frozen=True)
@@ -156,8 +138,8 @@ def federated_run(
     plan = flower_plan(out, port, scratch, resources, environment["PATH"])
     with supervised(plan, environment) as process:
         progress = follow(process, out / PROGRESS_FILE, on_progress, stall_seconds)
-    if progress is None or progress.phase != DONE:
-        raise RunError(failure(out, process.returncode))
+    if progress is None or progress.phase != "done":
+        raise RunError(failure(out, process.returncode, progress))
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -300,18 +282,20 @@ def follow(
 ) -> Progress | None:
     """Report each change of the progress file until it says done or the process ends.
 
-    Raises ``RunError`` after ``stall_seconds`` without a change.
+    A failed run gets a while to write its traceback into the log.  Raises ``RunError`` after
+    ``stall_seconds`` without a change.
     """
     last: Progress | None = None
     changed = time.monotonic()
     while True:
         ended = process.poll() is not None
-        if (now := Progress.read(path)) is not None and now != last:
+        if (now := read_progress(path)) is not None and now != last:
             last, changed = now, time.monotonic()
             on_progress(now)
-        if ended or (last is not None and last.phase == DONE):
+        silent = time.monotonic() - changed
+        if ended or (last is not None and is_over(last, silent)):
             return last
-        if time.monotonic() - changed > stall_seconds:
+        if silent > stall_seconds:
             raise RunError(
                 f"the run made no progress for {stall_seconds:.0f} seconds (last: {last}); "
                 f"see {path.parent / LOG_FILE}; the same command goes on from the last checkpoint"
@@ -319,9 +303,17 @@ def follow(
         time.sleep(POLL_SECONDS)
 
 
-def failure(out: Path, code: int | None) -> str:
-    """What went wrong, in the words of the logs."""
+def is_over(progress: Progress, silent_seconds: float) -> bool:
+    """Whether nothing more is to be expected of the run."""
+    failed = progress.phase == "failed"
+    return progress.phase == "done" or (failed and silent_seconds > LAST_WORDS_SECONDS)
+
+
+def failure(out: Path, code: int | None, progress: Progress | None) -> str:
+    """What went wrong, in the ServerApp's words, else in those of the logs."""
     not_ready = code == supervisor.NOT_READY
     log = out / (SUPERLINK_LOG_FILE if not_ready else LOG_FILE)
     what = "Flower's SuperLink did not start or ended early" if not_ready else "the federated run failed"
-    return f"{what}: {last_error(log.read_text(encoding='utf-8', errors='replace'))} (log: {log})"
+    told = progress.error if progress else ""
+    why = told or last_error(log.read_text(encoding="utf-8", errors="replace"))
+    return f"{what}: {why} (log: {log})"

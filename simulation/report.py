@@ -85,7 +85,6 @@ def report_json(results: Results) -> dict[str, Any]:
         "bytes_per_user_round": results.bytes_per_user_round,
         "seconds": results.seconds,
         "curves": results.curves,
-        "harm_level": results.harm_level,
         "config": results.config,
     }
     if results.arms_unseen:
@@ -127,7 +126,7 @@ def report_html(results: Results, drawn: Mapping[str, Picture | None] | None = N
 def users_parquet(results: Results) -> bytes:
     """The users' table as Parquet; NaN becomes null."""
     try:
-        columns = {name: pa.array(list(values), from_pandas=True) for name, values in results.users.items()}
+        columns = {name: pa.array(values, from_pandas=True) for name, values in results.users.items()}
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"users: a column mixes types ({error}); give each column one type") from error
     table = pa.table(columns).replace_schema_metadata({"duet.schema": str(SCHEMA_VERSION)})
@@ -138,12 +137,12 @@ def users_parquet(results: Results) -> bytes:
 
 def pictures(results: Results) -> dict[str, Picture | None]:
     """The page's pictures by name; ``None`` where there is nothing to draw."""
-    who = "Each user's change when the private adapter is added to the shared one"
+    who = "Each user's change under {} against shared"
     return {
         "accuracy": _picture(
             figures.accuracy_by_arm(results),
             "Accuracy of each arm with its 95% interval, seen texts; the table above has the figures",
-            "Accuracy with its 95% interval over users. Hollow marks: with differential privacy. Dotted "
+            "Accuracy with its 95% interval over users. Hollow marks: with differential privacy (DP). Dotted "
             "lines: references without a language model.",
         ),
         "accuracy_unseen": _picture(
@@ -151,15 +150,19 @@ def pictures(results: Results) -> dict[str, Picture | None]:
             "Accuracy of each arm with its 95% interval, unseen texts; the table above has the figures",
             "The same on texts that nobody's training contained.",
         ),
-        "change_dual": _picture(figures.change_by_user(results, "dual"), who, who + ", without privacy."),
+        "change_dual": _picture(
+            figures.change_by_user(results, "dual"), who.format("dual"), who.format("dual") + "."
+        ),
         "change_dual_dp": _picture(
-            figures.change_by_user(results, "dual_dp"), who + ", with privacy", who + ", both with privacy."
+            figures.change_by_user(results, "dual_dp"),
+            who.format("dual with DP"),
+            who.format("dual with DP") + " (shared without DP).",
         ),
         "records": _picture(
             figures.accuracy_by_records(results),
             "Accuracy of each arm by number of records; the table below has the figures",
-            "Who gives little feedback gets little from it: accuracy by a user's number of records. Dashed "
-            "with hollow marks: with differential privacy.",
+            "Accuracy by a user's number of training records. Dashed with hollow marks: with differential "
+            "privacy.",
         ),
         "groups": _picture(
             figures.change_by_group(results),
@@ -258,17 +261,20 @@ def _environment() -> jinja2.Environment:
         size=wording.size,
         duration=wording.duration,
         count=lambda value: wording.number(value, 0),
-        compact=lambda value: wording.MISSING if value is None else f"{value:g}",
+        compact=wording.compact,
         capitalized=lambda text: text[:1].upper() + text[1:],
     )
     return environment
 
 
+_BREAKDOWNS = (("Group", "by_group"), ("Records of a user", "by_records"), ("Context", "by_context"))
+
+
 def _breakdowns(
     results: Results,
 ) -> Iterator[tuple[str, list[str], list[tuple[str, Any, list[float | None]]]]]:
-    for title, field in (("Group", "by_group"), ("Records of a user", "by_records")):
-        arms = [(name, arm) for name, arm in results.arm_items() if getattr(arm, field)]
+    for title, field in _BREAKDOWNS:
+        arms = [(name, arm) for name, arm in results.arm_items() if set(getattr(arm, field)) - {""}]
         if arms:
             yield title, [name for name, _ in arms], _breakdown_rows(arms, field)
 

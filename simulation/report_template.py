@@ -20,9 +20,8 @@ h3{font-size:1rem;margin:1.6rem 0 .4rem}
 p,figcaption,.answer ul,dl{max-width:44rem}
 .eyebrow,figcaption,caption,.small{color:var(--muted);font-size:.875rem}
 .eyebrow{margin:0}
-.answers{display:grid;gap:.8rem}
-.answer{background:var(--panel);border-left:4px solid var(--tone);padding:.7rem 1rem .5rem;
-border-radius:0 4px 4px 0}
+.answers{display:grid;gap:.8rem;max-width:47rem}
+.answer{background:var(--panel);padding:.7rem 1rem .5rem;border-radius:4px}
 .answer h2{border:0;padding:0;margin:0;font-size:.875rem;color:var(--tone);font-weight:600}
 .answer p{margin:.15rem 0 .3rem;font-weight:600}
 .answer ul{margin:.2rem 0 .3rem;padding-left:1.1rem}
@@ -39,16 +38,18 @@ thead th{vertical-align:bottom;white-space:normal;font-weight:600;border-top:0;m
 line-height:1.3}
 th:first-child,td.text{text-align:left}
 tbody th{font-weight:600;position:sticky;left:0;background:var(--paper)}
-tbody th.wide{white-space:normal;min-width:9rem}
+tbody th.wide{white-space:normal;min-width:8.5rem}
 tr.part th{font-weight:400;color:var(--muted);padding-top:.9rem}
 tr.main th,tr.main td{background:var(--panel)}
 figure{margin:1.2rem 0}
 figure img{display:block;width:100%;max-width:40rem;height:auto}
 .pair{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr))}
 dt{font-weight:600;margin-top:.7rem}dd{margin:0}
+dl.arms{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}
+dl.arms dt{margin:0}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--plain)}
 code{font-size:.875em;overflow-wrap:anywhere}
-td.text{white-space:normal}
+td.text{white-space:normal;min-width:6.5rem}
 @media print{body{max-width:none}.answer{break-inside:avoid}figure,table{break-inside:avoid}}
 """
 
@@ -89,11 +90,13 @@ model, all users' votes in one place</th></tr>
 <meta http-equiv="Content-Security-Policy"
 content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>Duet report: {{ population.name }}</title>
-<style>{{ style }}</style></head><body>
+<style>{{ style|safe }}</style></head><body>
 <header><p class="eyebrow">Duet report · {{ population.name }} · {{ population.users|count }} users
 ({{ "simulated" if population.simulated else "real people" }})</p>
 <h1>{{ first.headline }}</h1></header>
 <main>
+<p>Accuracy is the share of held-back pairs of texts that a model orders as the user did; guessing gives 50%.
+Shared is one model for everybody, dual adds a personal adapter for each user.</p>
 <div class="answers">
 {% for answer in first.answers %}<section class="answer {{ answer.tone }}">
 <h2>{{ answer.question }}</h2><p>{{ answer.headline }}</p>
@@ -112,15 +115,15 @@ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 {% if contexts %}Contexts: {{ contexts|join(", ") }}.{% endif %}</p>
 
 <h2>All arms</h2>
-<p>An arm is one way to serve the same users. Each is asked to order pairs of texts that were held back from
-training; accuracy is the share it orders as the user did. Guessing gives 50%.</p>
-<dl>{% for key, arm in arms %}<dt>{{ key|name }}</dt><dd>{{ about[key] }}</dd>{% endfor %}</dl>
-{{ arms_table("Test texts that others' training records contain (seen)", arms, references) }}
+<p>An arm is one way to serve the same users; all arms are asked about the same pairs of texts, held back from
+training.</p>
+<dl class="arms">{% for key, arm in arms %}<dt>{{ key|name }}</dt><dd>{{ about[key] }}</dd>{% endfor %}</dl>
+{{ arms_table("Texts that others' training contains", arms, references) }}
 {{ picture(pictures.accuracy) }}
 {% if arms_unseen %}
 <h3>Texts that nobody's training contained (unseen)</h3>
 <p>Here nothing can be remembered about a text; the model has to understand it.</p>
-{{ arms_table("Test texts in nobody's training records (unseen)", arms_unseen, references_unseen) }}
+{{ arms_table("Texts new to everybody", arms_unseen, references_unseen) }}
 {{ picture(pictures.accuracy_unseen) }}
 {% endif %}
 
@@ -147,16 +150,17 @@ training; accuracy is the share it orders as the user did. Guessing gives 50%.</
 {% for key, arm in arms %}<tr><th scope="row">{{ key|name }}</th><td>{{ arm.users|count }}</td>
 <td>{{ arm.pair_accuracy|percent }}</td><td>{{ arm.minority_ci95|interval }}</td>
 <td>{{ arm.mean_margin|number(3) }}</td>
-<td>{{ (100 * arm.values_drop_worst if arm.values_drop_worst is not none else none)|number(1) }}</td>
+<td>{{ arm.values_drop_worst|number(1) }}</td>
 <td>{{ arm.length_shift_words|number(1) }}</td><td>{{ arm.accuracy_unfederated|percent }}</td></tr>
 {% endfor %}</tbody></table></div></details>
 
 <h2>Privacy</h2>
 {% if privacy %}
 <p>Differential privacy bounds what anybody can learn about one unit of data from what was trained. An ε
-(epsilon) means nothing without its unit and relation, so they stand beside it.</p>
+(epsilon) means nothing without its unit and relation, so they stand beside it; it covers both adapters
+together.</p>
 <div class="scroll" role="region" aria-label="Privacy of each arm" tabindex="0"><table>
-<caption>Guarantees over both adapters together; arms that are not listed have none</caption>
+<caption>Arms not listed have no guarantee</caption>
 <thead><tr><th scope="col">Arm</th><th scope="col">ε</th><th scope="col">δ</th><th scope="col">Unit</th>
 <th scope="col">Relation</th><th scope="col">&sigma; shared</th><th scope="col">&sigma; personal</th>
 <th scope="col">Steps shared</th><th scope="col">Steps personal</th><th scope="col">Sampling rate q</th>
@@ -174,9 +178,9 @@ reveal about their users' records.</p>{% endif %}
 
 <h2>Cost</h2>
 {% if costs %}
+<p>Bytes as really serialised, for one user and one round; seconds for all users together, on the machine that
+ran this.</p>
 <div class="scroll" role="region" aria-label="Cost of each arm" tabindex="0"><table>
-<caption>Bytes as really serialised, one user and one round; seconds for all users together, on the machine
-that ran this</caption>
 <thead><tr><th scope="col">Arm</th><th scope="col">Sent by a user</th><th scope="col">Received by a user</th>
 <th scope="col">Both, whole run</th><th scope="col">Training</th><th scope="col">Rounds</th>
 <th scope="col">Replies</th><th scope="col">Rejected</th></tr></thead><tbody>
@@ -225,25 +229,26 @@ TERMS: tuple[tuple[str, str], ...] = (
     (
         "Against the majority",
         "Pairs on which the user's choice is the text that the federated users like less on average in the "
-        "training records. Here personalization must show itself: a model of the majority fails by "
-        "definition.",
+        "training records; all such pairs of all users together. Here personalization must show itself: a "
+        "model of the majority fails by definition.",
     ),
     (
         "Users worse than shared",
         "Users whose own accuracy is below that under the shared model. With few test pairs a user, many "
-        "are below by luck; “significantly” counts those below by more than luck explains, and even then a "
-        "few remain by chance.",
+        "are below by luck. “Significantly” counts those that a one-sided test at 5% on their own pairs "
+        "calls worse; of these, too, some are chance, and the share to expect from chance stands beside it.",
     ),
     (
         "Universal values",
         "Pairs on which everybody should agree (honest over dishonest, harmless over harmful). "
-        "Personalization must not lower them for anybody; the worst user is the test.",
+        "Personalization must not lower them for anybody, so the worst user and the largest fall below "
+        "shared are given.",
     ),
     ("Margin", "Score of the preferred text minus that of the other: how sure the model is."),
     (
         "Length shift",
-        "How many words longer (+) or shorter are the texts that the model prefers than those that the "
-        "users preferred: a check that it has not just learned to like length.",
+        "How many words longer (+) or shorter are the texts that the arm prefers than those that shared "
+        "prefers: a check that it has not just learned to like length.",
     ),
     (
         "ε (epsilon) and δ (delta)",

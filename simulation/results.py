@@ -43,9 +43,11 @@ class ArmResult:
     """One arm's measures over its users; see ``simulation.metrics`` for each definition.
 
     ``accuracy`` with ``ci95`` (low, high) is the mean over users; ``harmed_share`` the share
-    of users below the shared model, ``harmed_share_significant`` those below it by more than
-    chance explains; ``values_*`` the accuracy on pairs on which everybody should agree;
-    ``by_group`` and ``by_records`` map a name to ``{accuracy, users}``; ``epsilon_record`` and
+    of users below the shared model, ``harmed_share_significant`` those below it significantly,
+    ``harmed_share_expected`` the share (at most) that chance alone would call so; ``values_*``
+    the accuracy on pairs on which everybody should agree, ``values_drop_worst`` the largest
+    fall of any user below the shared model, in points (hundredths); ``minority_accuracy`` is
+    over pairs; ``by_*`` map a name to ``{accuracy, users}``; ``epsilon_record`` and
     ``delta`` are ``None`` for arms without differential privacy.  ``extra`` keeps other fields.
     """
 
@@ -59,6 +61,7 @@ class ArmResult:
     values_worst_user: float | None
     epsilon_record: float | None
     delta: float | None
+    harmed_share_expected: float | None = None
     pair_accuracy: float | None = None
     minority_ci95: tuple[float, float] | None = None
     mean_margin: float | None = None
@@ -68,6 +71,7 @@ class ArmResult:
     users: int | None = None
     by_group: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -126,8 +130,8 @@ class Results:
     ``users``: columns of one length, one row a user, with ``user_id``, ``group``, and for each
     arm ``accuracy_<arm>``, ``minority_accuracy_<arm>``, ``accuracy_unseen_<arm>`` where
     measured (NaN: no such pair).  ``curves``: arm to rows ``{round, update_norm, seconds,
-    replies, rejected}``.  ``harm_level``: the level of the test behind
-    ``harmed_share_significant``, so the share that chance alone may produce.
+    replies, rejected}``.  The column ``minority_pairs``, where given, weighs each user's
+    ``minority_accuracy_<arm>``, so that it adds up to the arm's figure over pairs.
     """
 
     config: Mapping[str, Any]
@@ -141,7 +145,6 @@ class Results:
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     users: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    harm_level: float = 0.05
 
     def __post_init__(self) -> None:
         if not self.arms:
@@ -229,6 +232,7 @@ _SHARES = frozenset(
         "minority_accuracy",
         "harmed_share",
         "harmed_share_significant",
+        "harmed_share_expected",
         "values_accuracy",
         "values_worst_user",
         "accuracy_unfederated",
@@ -237,7 +241,7 @@ _SHARES = frozenset(
 
 
 def _typed(where: str, key: str, value: Any) -> Any:
-    if key in ("by_group", "by_records"):
+    if key.startswith("by_"):
         return dict(value or {})
     if value is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
@@ -14,14 +15,19 @@ from simulation.results import ArmResult, Results
 _COLOURS = {"good": "green", "bad": "red", "unclear": "yellow", "plain": "cyan"}
 _COLUMNS = (
     "arm",
-    "accuracy",
-    "95% interval",
+    "accu-\nracy",
+    "95%\ninterval",
     "bottom\ndecile",
     "against\nmajority",
-    "worse\n(significantly)",
-    "values\n(worst user)",
-    "ε (one\nrecord)",
+    "worse\noff",
+    "signifi-\ncantly",
+    "worst\nvalues",
+    "ε, one\nrecord",
 )
+
+
+_LINES = (4, 2, 1)
+"""Sentences shown under each of the three questions."""
 
 
 def print_summary(results: Results, console: Console | None = None) -> None:
@@ -30,11 +36,11 @@ def print_summary(results: Results, console: Console | None = None) -> None:
 
 
 def summary(results: Results) -> Group:
-    """The first lines and the tables as one rich renderable."""
+    """The first lines and the tables as one rich renderable; the page has the details."""
     first = findings(results)
     parts: list[Text | Table | Padding] = [Text(first.headline, style="bold")]
-    for answer in first.answers:
-        parts += _answer(answer)
+    for answer, lines in zip(first.answers, _LINES, strict=True):
+        parts += _answer(answer, lines)
     parts += [Text(""), arms_table(results)]
     if results.arms_unseen:
         parts.append(arms_table(results, unseen=True))
@@ -44,38 +50,49 @@ def summary(results: Results) -> Group:
 
 def arms_table(results: Results, unseen: bool = False) -> Table:
     """One row an arm, then the references."""
-    title = "texts in nobody's training (unseen)" if unseen else "texts that others' training contains (seen)"
-    table = Table(title=f"Test pairs ordered as the user does: {title}", title_justify="left", title_style="")
+    title = "texts in nobody's training" if unseen else "texts that others' training contains"
+    table = Table(
+        title=f"\n{title}, % of test pairs",
+        title_justify="left",
+        title_style="",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for index, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
     for name, arm in results.arm_items(unseen):
         table.add_row(*_cells(name, arm), style="bold" if name == "dual" else None)
     references = results.references_unseen if unseen else results.references
     if references:
         table.add_section()
     for name, entry in references.items():
-        measures = (wording.percent(entry.get(key)) for key in ("bottom_decile", "minority_accuracy"))
-        table.add_row(wording.name(name), wording.percent(entry.get("accuracy")), "", *measures, style="dim")
+        measures = (_cell(entry.get(key)) for key in ("bottom_decile", "minority_accuracy"))
+        table.add_row(wording.name(name), _cell(entry.get("accuracy")), "", *measures, style="dim")
     return table
 
 
-def _answer(answer: Answer) -> list[Text | Table | Padding]:
+def _answer(answer: Answer, lines: int) -> list[Text | Table | Padding]:
     head = Text.assemble((f"\n{answer.question} ", _COLOURS[answer.tone]), answer.headline)
-    body = (Padding(Text(f"- {text[:1].upper()}{text[1:]}"), (0, 0, 0, 2)) for text in answer.sentences)
+    body = (
+        Padding(Text(f"- {text[:1].upper()}{text[1:]}"), (0, 0, 0, 2)) for text in answer.sentences[:lines]
+    )
     return [head, *body]
 
 
-def _cells(name: str, arm: ArmResult) -> tuple[str, ...]:
-    def beside(first: float | None, second: float | None) -> str:
-        return wording.percent(first) + ("" if second is None else f" ({wording.percent(second)})")
+def _cell(fraction: float | None) -> str:
+    return wording.percent(fraction).removesuffix("%")
 
+
+def _cells(name: str, arm: ArmResult) -> tuple[str, ...]:
     return (
         wording.name(name),
-        wording.percent(arm.accuracy),
-        wording.interval(arm.ci95),
-        wording.percent(arm.bottom_decile),
-        wording.percent(arm.minority_accuracy),
-        beside(arm.harmed_share, arm.harmed_share_significant),
-        beside(arm.values_accuracy, arm.values_worst_user),
+        _cell(arm.accuracy),
+        wording.interval(arm.ci95).replace(" to ", "\N{EN DASH}"),
+        _cell(arm.bottom_decile),
+        _cell(arm.minority_accuracy),
+        _cell(arm.harmed_share),
+        _cell(arm.harmed_share_significant),
+        _cell(arm.values_worst_user),
         "none" if arm.epsilon_record is None else f"{arm.epsilon_record:.2f}",
     )

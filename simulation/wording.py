@@ -13,20 +13,20 @@ ARM_ABOUT: Mapping[str, str] = {
     "base": "the language model as it comes, before any training on these users",
     "shared": "one adapter learned from all users together; the same for everybody",
     "local": "each user's adapter learned on the device from that user's records alone",
-    "dual": "the shared adapter plus each user's private one",
-    "shared_dp": "as shared, trained with differential privacy",
-    "local_dp": "as local, trained with differential privacy",
-    "dual_dp": "as dual, both adapters trained with differential privacy",
+    "dual": "the shared adapter plus each user's personal one, which never leaves the device",
+    "shared_dp": "as shared, trained with differential privacy (DP)",
+    "local_dp": "as local, trained with DP",
+    "dual_dp": "as dual, both adapters trained with DP",
 }
 """One line on each arm."""
 
 _NAMES: Mapping[str, str] = {
-    "shared_dp": "shared, private",
-    "local_dp": "local, private",
-    "dual_dp": "dual, private",
-    "text_mean": "mean vote of each text",
-    "tfidf_global": "word counts, one model for all",
-    "tfidf_user": "word counts, one model a user",
+    "shared_dp": "shared with DP",
+    "local_dp": "local with DP",
+    "dual_dp": "dual with DP",
+    "text_mean": "mean of each text",
+    "tfidf_global": "word counts, same for all",
+    "tfidf_user": "word counts, by user",
 }
 
 
@@ -81,7 +81,7 @@ def duration(seconds: float | None) -> str:
     """Seconds for a reader: ``4.2 s``, ``3 min 20 s`` or ``1 h 05 min``."""
     if seconds is None or math.isnan(seconds):
         return MISSING
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
@@ -90,9 +90,14 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def compact(value: float | None) -> str:
+    """A number in its shortest form: ``0.2``, ``1e-5``."""
+    return MISSING if value is None else f"{value:g}".replace("e-0", "e-")
+
+
 def guarantee(entry: Mapping[str, Any]) -> str:
     """An epsilon as it may be shown: with delta, unit and neighbouring relation."""
     return (
-        f"ε = {entry['epsilon_record']:.2f} at δ = {entry['delta']:g}, "
+        f"ε = {entry['epsilon_record']:.2f} at δ = {compact(entry['delta'])}, "
         f"unit: one {entry['unit']}, relation: {entry['relation']}"
     )

@@ -36,7 +36,7 @@ from fl_core.wire import (
 from strategies.aggregation import mean_update
 from strategies.exchange import LOG, Verdict, instruct, judge
 from strategies.sampling import SETTLE_SECONDS, Timer, sample, wait_for_nodes
-from strategies.server_optimizer import RULES, OptimizerState
+from strategies.server_optimizer import RULES, OptimizerState, rates
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class FederatedStrategy(Strategy):
 
         def parse(reply: Message) -> _Report:
             arrays, count = validate_reply(reply, shapes, bound, self.count_limit)
-            return _Report(arrays, count, serialized_bytes(reply))
+            return _Report(arrays, count, serialized_bytes(reply.content))
 
         return judge(replies, [message.metadata.message_id for message in pending.messages], parse)
 
@@ -229,18 +229,26 @@ class FederatedStrategy(Strategy):
             return None, 0.0
         update, _ = mean_update(reports)
         with np.errstate(over="ignore"):
-            moved, state = RULES[federation.server](theta, update, self.optimizer, federation.server_lr)
+            moved, state = RULES[federation.server](theta, update, self.optimizer, self._rates(theta))
         if not all(np.all(np.isfinite(value)) for value in moved.values()):
             self.notes = (f"federation.server-lr={federation.server_lr:g} overflows float32; lower it",)
             return None, norm(update)
         self.optimizer = state
         return moved, norm(update)
 
+    def _rates(self, theta: Arrays) -> float | dict[str, float]:
+        """The round's learning rates; averaging takes its one rate as it is."""
+        federation = self.config.federation
+        if federation.server != "adam":
+            return federation.server_lr
+        done = min(1.0, self.optimizer.step / max(1, federation.rounds))
+        return rates(theta, federation.server_lr, federation.head_factor, done)
+
     def _stats(
         self, pending: _Pending, verdict: Verdict[_Report], applied: bool, update_norm: float
     ) -> RoundStats:
         reports = verdict.in_order
-        down = serialized_bytes(pending.messages[0]) if pending.messages else 0
+        down = serialized_bytes(pending.messages[0].content) if pending.messages else 0
         up = sum(report.bytes_up for report in reports)
         return RoundStats(
             arm=self.arm,

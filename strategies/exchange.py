@@ -61,7 +61,8 @@ def exchange(
 
 @dataclass(frozen=True)
 class Verdict(Generic[T]):
-    """What came back: parsed replies by the node's position in the sample, and the others.
+    """What came back: parsed replies by the node's position in the sample, in the sample's
+    order whatever order they came in, and the others.
 
     ``rejected``: how many by reason.  ``notes``: the first few rejections in words.
     """
@@ -72,8 +73,8 @@ class Verdict(Generic[T]):
 
     @property
     def in_order(self) -> list[T]:
-        """The accepted replies in the sample's order, whatever order they came in."""
-        return [self.accepted[position] for position in sorted(self.accepted)]
+        """The accepted replies, in the sample's order."""
+        return list(self.accepted.values())
 
 
 def judge(replies: Iterable[Message], sent: Sequence[str], parse: Callable[[Message], T]) -> Verdict[T]:
@@ -104,4 +105,4 @@ def judge(replies: Iterable[Message], sent: Sequence[str], parse: Callable[[Mess
             notes.append(f"{error.reason.value}: {error}")
     if len(answers) < len(sent):
         rejected[Reason.NO_REPLY.value] += len(sent) - len(answers)
-    return Verdict(accepted, dict(sorted(rejected.items())), tuple(notes[:3]))
+    return Verdict(accepted, dict(sorted(rejected.items())), tuple(dict.fromkeys(notes))[:3])

@@ -7,7 +7,7 @@ the parameters stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,15 +33,18 @@ class OptimizerState:
     second: Update = field(default_factory=dict)
 
 
-Rule = Callable[[Arrays, Update, OptimizerState, float], tuple[Arrays, OptimizerState]]
+Rates = float | Mapping[str, float]
+"""One learning rate for all arrays, or one an array's name."""
+
+Rule = Callable[[Arrays, Update, OptimizerState, Rates], tuple[Arrays, OptimizerState]]
 
 
-def sgd(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tuple[Arrays, OptimizerState]:
+def sgd(theta: Arrays, d: Update, state: OptimizerState, lr: Rates) -> tuple[Arrays, OptimizerState]:
     """theta + lr d.  With lr = 1 and d a mean of parameter changes: plain federated averaging."""
     return _moved(theta, d, lr), OptimizerState(state.step + 1)
 
 
-def nesterov(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tuple[Arrays, OptimizerState]:
+def nesterov(theta: Arrays, d: Update, state: OptimizerState, lr: Rates) -> tuple[Arrays, OptimizerState]:
     """Momentum with look-ahead: b <- mu b + d; theta <- theta + lr (d + mu b).
 
     The outer optimizer of DiLoCo (Douillard et al. 2023, section 2) and of FDLoRA, in the form
@@ -52,7 +55,7 @@ def nesterov(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tupl
     return _moved(theta, direction, lr), OptimizerState(state.step + 1, first=b)
 
 
-def adam(theta: Arrays, d: Update, state: OptimizerState, lr: float) -> tuple[Arrays, OptimizerState]:
+def adam(theta: Arrays, d: Update, state: OptimizerState, lr: Rates) -> tuple[Arrays, OptimizerState]:
     """FedAdam: Reddi et al. 2021, Algorithm 2.
 
     m <- b1 m + (1 - b1) d;  v <- b2 v + (1 - b2) d^2;  theta <- theta + lr m' / (sqrt(v') + tau).
@@ -76,5 +79,18 @@ def _of(moments: Update, name: str, like: npt.NDArray[np.float64]) -> npt.NDArra
     return moments[name] if name in moments else np.zeros_like(like)
 
 
-def _moved(theta: Arrays, direction: Update, lr: float) -> Arrays:
-    return {name: (value + lr * direction[name]).astype(np.float32) for name, value in theta.items()}
+def rates(names: Iterable[str], lr: float, head_factor: float, round_share: float) -> dict[str, float]:
+    """A learning rate for each array: the reward head's is ``head_factor`` times the others'.
+
+    ``round_share`` in [0, 1) is how much of the run is over: rates stay for the first third and
+    then fall linearly to 0.
+    """
+    now = lr * min(1.0, 1.5 * (1.0 - round_share))
+    return {name: now * (head_factor if name.startswith("head.") else 1.0) for name in names}
+
+
+def _moved(theta: Arrays, direction: Update, lr: Rates) -> Arrays:
+    by_name = lr if isinstance(lr, Mapping) else dict.fromkeys(theta, lr)
+    return {
+        name: (value + by_name[name] * direction[name]).astype(np.float32) for name, value in theta.items()
+    }

@@ -25,11 +25,22 @@ BUCKETS = {"1 to 9": (0, 10), "10 to 29": (10, 30), "30 to 99": (30, 100), "100 
 
 
 def sample(
-    gains: dict[str, float] | None = None, users: int = 400, seed: int = 7, **changed: Any
+    gains: dict[str, float] | None = None,
+    users: int = 400,
+    seed: int = 7,
+    *,
+    users_columns: bool = True,
+    users_extra: dict[str, Any] | None = None,
+    users_table: dict[str, Any] | None = None,
+    arm_changes: dict[str, dict[str, Any]] | None = None,
+    **changed: Any,
 ) -> Results:
     """Synthetic results; ``gains`` is each arm's mean accuracy over ``shared`` (its 72%).
 
-    The default is a run where personalization helps; other keywords replace fields of Results.
+    The default is a run where personalization helps.  ``users_columns=False`` leaves the
+    users' table empty, ``users_extra`` adds to it, ``users_table`` replaces it;
+    ``arm_changes`` overrides measures of seen arms; further keywords replace fields of
+    ``Results``.
     """
     gains = {**DEFAULT_GAINS, **(gains or {})}
     rng = np.random.default_rng(seed)
@@ -74,16 +85,32 @@ def sample(
         },
         "references_unseen": {"tfidf_user": {"accuracy": 0.551}},
         "bytes_per_user_round": {name: {"up": 12345, "down": 40960} for name in arms if name != "base"},
-        "seconds": {"prepare": 3.1, "train": {name: 21.5 for name in arms if name != "base"}, "evaluate": 9.4},
+        "seconds": {
+            "prepare": 3.1,
+            "train": {name: 21.5 for name in arms if name != "base"},
+            "evaluate": 9.4,
+        },
         "privacy": {name: GUARANTEE for name in arms if name.endswith("_dp")},
         "users": columns,
         "curves": {
             "dual": [
-                {"round": r, "update_norm": 1 / (1 + r), "seconds": 0.5, "replies": 4, "rejected": int(r == 3)}
+                {
+                    "round": r,
+                    "update_norm": 1 / (1 + r),
+                    "seconds": 0.5,
+                    "replies": 4,
+                    "rejected": int(r == 3),
+                }
                 for r in range(8)
             ]
         },
     }
+    for name, values in (arm_changes or {}).items():
+        arms[name].update(values)
+    if users_extra:
+        columns.update(users_extra)
+    if users_table is not None or not users_columns:
+        fields["users"] = users_table or {}
     return Results(**{**fields, **changed})
 
 
@@ -109,9 +136,10 @@ def _arm(name: str, accuracy: Any, against: Any, columns: Any, group: Any, recor
         "minority_accuracy": float(np.nanmean(against)),
         "harmed_share": None if name == "shared" else float(worse.mean()),
         "harmed_share_significant": None if name == "shared" else float(worse.mean() / 10),
+        "harmed_share_expected": None if name == "shared" else 0.031,
         "values_accuracy": 0.985,
         "values_worst_user": 0.96,
-        "values_drop_worst": 0.004,
+        "values_drop_worst": 0.4,
         "epsilon_record": GUARANTEE["epsilon_record"] if private else None,
         "delta": GUARANTEE["delta"] if private else None,
         "pair_accuracy": mean - 0.01,
@@ -122,6 +150,7 @@ def _arm(name: str, accuracy: Any, against: Any, columns: Any, group: Any, recor
         "by_group": {
             label: {"accuracy": float(accuracy[group == i].mean()), "users": int((group == i).sum())}
             for i, label in enumerate(GROUPS)
+            if (group == i).any()
         },
         "by_records": {
             label: {"accuracy": float(accuracy[inside].mean()), "users": int(inside.sum())}

@@ -16,10 +16,11 @@ import pytest
 
 from fl_core.config import RunConfig
 from fl_core.errors import RunError
+from fl_server.progress import Progress
 from simulation import launch
-from simulation.launch import FlowerApp, Progress, Resources, federated_run
+from simulation.launch import FlowerApp, Resources, federated_run
 
-SERVER = '''
+SERVER = """
 import json, os, time
 from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -48,15 +49,15 @@ def main(grid, context):
     ]
     replies = [reply for reply in grid.send_and_receive(messages, timeout=60)]
     (out / "pids.json").write_text(json.dumps([r.content["c"]["pid"] for r in replies]))
-    say(out, phase="training", arm="dual", round=1, rounds=1, replies=len(replies))
+    say(out, phase="train", arm="dual", round=1, rounds=1, replies=len(replies))
     if config.population == "bad":
         raise DataError("population 'bad': has no user; give a source that has some")
     if config.population == "slow":
         time.sleep(600)
     say(out, phase="done", arm="dual", round=1, rounds=1, replies=len(replies))
-'''
+"""
 
-CLIENT = '''
+CLIENT = """
 import os
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -66,7 +67,7 @@ app = ClientApp()
 @app.train()
 def train(msg, context):
     return Message(RecordDict({"c": ConfigRecord({"pid": os.getpid()})}), reply_to=msg)
-'''
+"""
 
 DRIVER = """
 import sys
@@ -157,7 +158,7 @@ def test_interrupt_leaves_nothing(app: FlowerApp, tmp_path: Path, number: signal
         text=True,
     )
     assert driver.stdout is not None
-    assert driver.stdout.readline() == "training\n"
+    assert driver.stdout.readline() == "train\n"
     assert len(belonging_to(out)) >= 6, "SuperLink, SuperExec, simulation, Ray's daemons and workers"
     os.kill(driver.pid, number)
     assert driver.wait(30) != 0
@@ -196,6 +197,20 @@ def test_sockets_fit_the_systems_limit(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(str(folder)) < 40
 
 
+def test_the_servers_own_words_are_preferred(tmp_path: Path) -> None:
+    (tmp_path / "flower.log").write_text("Traceback (most recent call last):\n  x\nValueError: later\n")
+    told = Progress(phase="failed", error="arm 'dual': no node answered")
+    assert "failed: arm 'dual': no node answered (log:" in launch.failure(tmp_path, 0, told)
+    assert "ValueError: later" in launch.failure(tmp_path, 0, Progress(phase="training"))
+
+
+def test_failed_run_gets_time_for_its_last_words_only() -> None:
+    assert launch.is_over(Progress(phase="done"), 0.0)
+    assert not launch.is_over(Progress(phase="failed"), 1.0)
+    assert launch.is_over(Progress(phase="failed"), launch.LAST_WORDS_SECONDS + 1)
+    assert not launch.is_over(Progress(phase="training"), 1e6)
+
+
 def test_no_progress_is_an_error(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
         with pytest.raises(RunError, match="no progress for 0 seconds"):
@@ -211,13 +226,13 @@ def test_missing_flower_is_named() -> None:
 def test_superlink_that_does_not_start_is_named(tmp_path: Path) -> None:
     (tmp_path / "superlink.log").write_text("INFO: x\nERROR: port 1 is in use\n")
     with pytest.raises(RunError, match="port 1 is in use"):
-        raise RunError(launch.failure(tmp_path, launch.supervisor.NOT_READY))
+        raise RunError(launch.failure(tmp_path, launch.supervisor.NOT_READY, None))
 
 
 def test_half_written_progress_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
-    assert Progress.read(path) is None
+    assert launch.read_progress(path) is None
     path.write_text('{"phase": "tra')
-    assert Progress.read(path) is None
-    path.write_text('{"phase": "training", "round": 3, "unknown": 1}')
-    assert Progress.read(path) == Progress(phase="training", round=3)
+    assert launch.read_progress(path) is None
+    path.write_text('{"phase": "train", "round": 3, "unknown": 1}')
+    assert launch.read_progress(path) == Progress(phase="train", round=3)

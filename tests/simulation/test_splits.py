@@ -73,12 +73,12 @@ def test_equal_keys_of_one_user_fall_together_and_users_are_apart():
     assert split.tolist() == [0, 3, 3, 3, 0]
 
 
-@pytest.mark.parametrize("population", [votes(150, 120), choices(60, 80)], ids=["votes", "pairs"])
+@pytest.mark.parametrize("population", [votes(150, 120), choices(20, 300)], ids=["votes", "pairs"])
 def test_shares_are_met_and_nothing_leaks(population):
     split = assign_splits(population, SplitShares(), seed=1)
     check_no_leak(split)
     counts = np.bincount(split.records.split, minlength=5)
-    assert counts[Split.UNSEEN] / counts.sum() == pytest.approx(0.2, abs=0.09)
+    assert counts[Split.UNSEEN] / counts.sum() == pytest.approx(0.2, abs=0.1)
     rest = counts.sum() - counts[Split.UNSEEN]
     assert counts[Split.SEEN] / rest == pytest.approx(0.2, abs=0.02)
     assert counts[Split.HOLDBACK] / (rest - counts[Split.SEEN]) == pytest.approx(0.1, abs=0.02)

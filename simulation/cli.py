@@ -1,0 +1,211 @@
+"""The command ``duet``.
+
+A mistake of the user is one line on standard error and exit code 1 (2 for a wrong option); a
+traceback comes with ``--debug`` only.  Whatever imports torch, Flower or matplotlib is imported
+inside the command that needs it, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fl_core.errors import DuetError
+
+if TYPE_CHECKING:
+    from simulation.scenario import Scenario
+
+app = typer.Typer(
+    help="Duet: private, federated personalization of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+convert = typer.Typer(
+    help="Turn public data sets into files that `--source pairs` reads.", no_args_is_help=True
+)
+app.add_typer(convert, name="convert")
+
+ScenarioFile = Annotated[
+    Path | None, typer.Argument(help="Scenario file (TOML); options win over it.", show_default=False)
+]
+Source = Annotated[
+    str | None, typer.Option(help="world, candidates, polis, pairs, or the folder of a prepared population.")
+]
+SourcePath = Annotated[Path | None, typer.Option("--path", help="Input file or folder of the source.")]
+Users = Annotated[int | None, typer.Option(min=0, help="Number of users; 0: all that the source has.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.inner-lr=0.1; repeatable."),
+]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")] = False,
+) -> None:
+    """Duet: private, federated personalization of language models."""
+    # ``main`` looks for --debug itself, because errors reach it after this context has ended.
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioFile = None,
+    source: Source = None,
+    path: SourcePath = None,
+    users: Users = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Federated rounds.")] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(min=0, help="Target epsilon of one record in both adapters; 0: no privacy."),
+    ] = None,
+    seed: Seed = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on there.")] = Path(
+        "runs/latest"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face id or path; the default is the embedded model.")
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(help="Trained arms, by commas: shared, local, dual, shared_dp, local_dp, dual_dp."),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulated nodes, each with a share of the users; default: CPUs."),
+    ] = None,
+    cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs of a node.")] = 1,
+    gpus_per_node: Annotated[float, typer.Option(min=0, help="GPUs (or a fraction of one) of a node.")] = 0.0,
+    set_: Set = None,
+) -> None:
+    """Train and compare every arm on a population of users, and write a report.
+
+    SCENARIO is a TOML file of settings; options win over it.  Runs offline on this machine.
+    Ctrl-C stops it; the same command goes on.
+    """
+    from simulation import terminal
+    from simulation.launch import Resources, available_cpus
+    from simulation.run import simulate as run_simulation
+
+    given = {"model": model, "arms": arms, "federation.rounds": rounds, "privacy.epsilon": epsilon}
+    asked = _scenario(scenario, source, path, users, seed, set_, given)
+    count = nodes or min(max(1, available_cpus() // cpus_per_node), asked.config.users or sys.maxsize)
+    resources = Resources(count, cpus_per_node, gpus_per_node)
+    try:
+        with terminal.watcher() as watcher:
+            results, files = run_simulation(asked, out, resources, watcher)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on where it was (out: {out})", err=True)
+        raise typer.Exit(130) from None
+    terminal.show(results, files)
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Argument(help="Folder to write the population to.")],
+    scenario: Annotated[Path | None, typer.Option(help="Scenario file (TOML).")] = None,
+    source: Source = None,
+    path: SourcePath = None,
+    users: Users = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Write the population of a source to the folder OUT, to look at it or to use it as --source."""
+    from simulation.run import save_population
+    from simulation.sources import build_population
+
+    asked = _scenario(scenario, source, path, users, seed, set_, {})
+    population = build_population(asked.config, asked.tables)
+    save_population(population, out)
+    typer.echo(
+        f"{out}: {len(population.users)} users, {len(population.texts)} texts, "
+        f"{len(population.records)} records\n{population.about}"
+    )
+
+
+@convert.command()
+def ukpconvarg(
+    source: Annotated[Path, typer.Argument(help="judgments.jsonl.gz of UKPConvArg.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .jsonl or .jsonl.gz.")],
+) -> None:
+    """Write UKPConvArg's judgments (SOURCE: judgments.jsonl.gz) as pairs to OUT (.jsonl or .jsonl.gz)."""
+    from simulation.pairs import convert_ukpconvarg
+
+    typer.echo(f"{out}: {convert_ukpconvarg(source, out)} pairs")
+
+
+@app.command()
+def report(out: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write the report in the folder OUT again, from its report.json and users.parquet."""
+    from simulation import terminal
+    from simulation.report import write_report
+    from simulation.stored import read_results
+
+    results = read_results(out)
+    terminal.show(results, write_report(results, out))
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Duet and of what its results depend on."""
+    for name in ("fedduet", "flwr", "torch", "transformers", "opacus"):
+        try:
+            typer.echo(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            typer.echo(f"{name} (not installed)")
+
+
+def _scenario(
+    file: Path | None,
+    source: str | None,
+    path: Path | None,
+    users: int | None,
+    seed: int | None,
+    assignments: list[str] | None,
+    others: dict[str, Any],
+) -> Scenario:
+    """Defaults, the scenario file, ``--set`` and the options that were given, in that order."""
+    from fl_core.config import merged
+    from simulation.scenario import nested_options, read_scenario
+
+    options = {
+        "population": source,
+        "path": str(path) if path else None,
+        "users": users,
+        "seed": seed,
+        **others,
+    }
+    named: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is not None:
+            table, _, name = key.rpartition(".")
+            (named.setdefault(table, {}) if table else named)[name] = value
+    return read_scenario(file, merged(nested_options(assignments or []), named))
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds the program as Ctrl-C does, so that everything it started is ended."""
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point of the command: one line and exit code 1 for a ``DuetError``."""
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        app()
+    except DuetError as error:
+        if "--debug" in sys.argv[1:]:
+            raise
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

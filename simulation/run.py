@@ -1,0 +1,212 @@
+"""One simulation from its scenario to its report: prepare, federate, evaluate, write.
+
+The folder of a run holds ``config.json`` (what was asked for), ``population/``, what the
+ServerApp writes (``progress.json``, ``arms/``), Flower's logs, and the report.  The same scenario
+on the same folder goes on where it stopped; another one is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_core.atomic import write_json
+from fl_core.config import RunConfig
+from fl_core.errors import ConfigurationError, RunError
+from fl_core.records import Population
+from simulation.launch import PROGRESS_FILE, Resources, federated_run, read_progress
+from simulation.scenario import Scenario
+from simulation.sources import build_population
+
+if TYPE_CHECKING:
+    from fl_server.progress import Progress
+    from simulation.report import ReportFiles
+    from simulation.results import Results
+
+CONFIG_FILE = "config.json"
+SECONDS_FILE = "seconds.json"
+POPULATION_FOLDER = "population"
+
+MAY_CHANGE = frozenset({"arms", "federation.deadline-seconds"})
+"""Settings that a resumed run may change: a finished arm stays, further ones are trained."""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Told of each step of a simulation: ``step`` with a sentence, ``progress`` while training."""
+
+    step: Callable[[str], None]
+    progress: Callable[[Progress], None]
+
+
+def simulate(
+    scenario: Scenario, out: Path, resources: Resources, watcher: Watcher
+) -> tuple[Results, ReportFiles]:
+    """Run ``scenario`` in the folder ``out`` to its report, going on where it stopped before.
+
+    Raises ``ConfigurationError`` where ``out`` holds another run, ``RunError`` where another
+    process works in it or the run fails; other ``DuetError`` from the data and the model.
+    """
+    with locked(out):
+        unchanged = claim(scenario, out)
+        folder = prepare(scenario, out / POPULATION_FOLDER, watcher)
+        config = located(scenario.config, folder, out)
+        done = read_progress(out / PROGRESS_FILE)
+        if not (unchanged and done is not None and done.phase == "done"):
+            train(config, out, resources, watcher)
+        watcher.step("Evaluating every user under every arm")
+        return report(config, folder, out)
+
+
+def claim(scenario: Scenario, out: Path) -> bool:
+    """Write ``config.json``; whether the same was there before.
+
+    Raises ``ConfigurationError`` where ``out`` holds a run with other settings, or files of
+    which no ``config.json`` says what they are.
+    """
+    path = out / CONFIG_FILE
+    wanted = scenario.to_json()
+    if not path.exists():
+        if unknown := [name for name in ("arms", POPULATION_FOLDER, "report.json") if (out / name).exists()]:
+            raise ConfigurationError(
+                f"out={str(out)!r}: holds {unknown[0]!r} but no {CONFIG_FILE}; choose another folder"
+            )
+        write_json(path, wanted)
+        return False
+    found = _stored(path)
+    if differences := sorted(changed(found, wanted)):
+        raise ConfigurationError(
+            f"out={str(out)!r}: holds a run with other settings ({'; '.join(differences)}); "
+            "choose another folder, or give the same settings to go on with it"
+        )
+    write_json(path, wanted)
+    return bool(found == wanted)
+
+
+def changed(found: Any, wanted: Any) -> Iterator[str]:
+    """Each setting that differs, as ``name: old, now new``."""
+    for part in ("config", "tables"):
+        old, new = _flat(found.get(part, {})), _flat(wanted[part])
+        for key in old.keys() | new.keys():
+            if key not in MAY_CHANGE and old.get(key) != new.get(key):
+                yield f"{key}: {old.get(key)!r}, now {new.get(key)!r}"
+
+
+def prepare(scenario: Scenario, folder: Path, watcher: Watcher) -> Path:
+    """The folder of the run's population, built unless it is there already."""
+    if (folder / "population.json").is_file():
+        return folder
+    watcher.step(f"Preparing the population {scenario.config.population!r}")
+    started = time.monotonic()
+    save_population(build_population(scenario.config, scenario.tables), folder)
+    _add_seconds(folder.parent, "prepare", time.monotonic() - started)
+    return folder
+
+
+def save_population(population: Population, folder: Path) -> None:
+    """Write a population's folder as a whole: written beside its place, then renamed."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    population.save(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def located(config: RunConfig, folder: Path, out: Path) -> RunConfig:
+    """The configuration for Flower's processes, which run elsewhere: absolute paths."""
+    model = Path(config.model).expanduser() if config.model else None
+    update = {
+        "population": str(folder.resolve()),
+        "path": "",
+        "out": str(out.resolve()),
+        "model": str(model.resolve()) if model and model.exists() else config.model,
+    }
+    return config.model_copy(update=update)
+
+
+def train(config: RunConfig, out: Path, resources: Resources, watcher: Watcher) -> None:
+    """The federated part, in Flower's processes."""
+    watcher.step(f"Starting Flower with {resources.nodes} nodes")
+    started = time.monotonic()
+    federated_run(
+        config,
+        out,
+        resources.nodes,
+        resources.cpus_per_node,
+        resources.gpus_per_node,
+        watcher.progress,
+        stall_seconds=stall_seconds(config),
+    )
+    done = read_progress(out / PROGRESS_FILE)
+    _add_seconds(out, "flower", time.monotonic() - started - (done.seconds if done else 0.0))
+
+
+def stall_seconds(config: RunConfig) -> float:
+    """Longest time without a sign of progress: the personal phase with its repetitions."""
+    from fl_server.rounds import ATTEMPTS, PERSONAL_DEADLINES
+
+    return 600.0 + ATTEMPTS * PERSONAL_DEADLINES * config.federation.deadline_seconds
+
+
+def report(config: RunConfig, folder: Path, out: Path) -> tuple[Results, ReportFiles]:
+    """Evaluate what was trained and write the report's files."""
+    from simulation.evaluate import evaluate
+    from simulation.report import write_report
+
+    started = time.monotonic()
+    results = evaluate(config, folder, out)
+    spent = {**_seconds(out), "evaluate": time.monotonic() - started}
+    results = replace(results, seconds={**spent, **results.seconds})
+    return results, write_report(results, out)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; the lock dies with this process."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise ConfigurationError(
+            f"out={str(out)!r}: cannot be used as a folder ({error.strerror})"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"out={str(out)!r}: another process works in it; wait or stop it") from None
+        yield
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error}); choose another folder") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{path}: is not a run's {CONFIG_FILE}; choose another folder")
+    return found
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _seconds(out: Path) -> dict[str, float]:
+    path = out / SECONDS_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _add_seconds(out: Path, name: str, seconds: float) -> None:
+    spent = _seconds(out)
+    write_json(out / SECONDS_FILE, {**spent, name: round(spent.get(name, 0.0) + seconds, 3)})

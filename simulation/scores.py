@@ -1,0 +1,148 @@
+"""Margins of test pairs under each arm, computed with the trainers' own engines.
+
+A margin is score(chosen) - score(rejected) under the user's own model, with the fusion weights
+that the user's device chose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_client.store import PersonalState
+from fl_client.trainer import CohortArm, HeadArm, NodeTrainer, example_margins
+from fl_core.engine import CohortState, Examples
+from fl_core.shared import Arrays, from_arrays
+from fl_core.shared_text import TextTable, head_examples
+from fl_core.trunk import Trunk, pad
+from simulation.held_out import TestPairs
+
+Margins = npt.NDArray[np.float64]
+ROWS = 32
+"""Texts in one pass of the base model."""
+
+
+class Scorer(Protocol):
+    """Margins under one arm."""
+
+    def pairs(self, pairs: TestPairs) -> Margins:
+        """[P] margins of test pairs."""
+        ...
+
+    def values(self, users: int) -> Margins:
+        """[U, V] (or [1, V], where all share one model) margins of the hidden values pairs."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextScorer:
+    """One score a text, the same for everybody: [S] ``scores``, then the hidden values pairs'."""
+
+    scores: Margins
+    hidden: Examples
+
+    def pairs(self, pairs: TestPairs) -> Margins:
+        """[P] margins."""
+        return pairs.margins(self.scores)
+
+    def values(self, users: int) -> Margins:
+        """[1, V] margins."""
+        return (self.scores[self.hidden.chosen] - self.scores[self.hidden.rejected])[None]
+
+
+@dataclass(frozen=True)
+class HeadScorer:
+    """Users who differ in the reward head: margins are linear in their weights."""
+
+    trainer: HeadArm
+    theta: Tensor
+    table: TextTable
+    weights: Tensor
+    fusion: Tensor
+    hidden: Examples
+
+    def pairs(self, pairs: TestPairs) -> Margins:
+        """[P] margins."""
+        one = np.ones(len(pairs), dtype=np.int64)
+        examples = Examples(*(np.asarray(x, dtype=np.int64) for x in (pairs.user, pairs.chosen, pairs.rejected, one)))
+        problem = head_examples(self.trainer.adapter, self.theta, self.table, examples)
+        own = (problem.z * self.weights[problem.user]).sum(1)
+        weight = self.fusion[problem.user]
+        return _numpy(weight[:, 0] * problem.offset + weight[:, 1] * own)
+
+    def values(self, users: int) -> Margins:
+        """[U, V] margins."""
+        problem = head_examples(self.trainer.adapter, self.theta, self.table, self.hidden)
+        own = self.weights @ problem.z.T
+        return _numpy(self.fusion[:, :1] * problem.offset + self.fusion[:, 1:] * own)
+
+
+@dataclass(frozen=True)
+class CohortScorer:
+    """Users who need passes of their own."""
+
+    trainer: CohortArm
+    state: CohortState
+    hidden: Examples
+
+    def pairs(self, pairs: TestPairs) -> Margins:
+        """[P] margins; each (user, text) is scored once."""
+        texts = int(max(pairs.chosen.max(), pairs.rejected.max())) + 1
+        users = pairs.user.astype(np.int64)
+        keys = np.concatenate([users * texts + pairs.chosen, users * texts + pairs.rejected])
+        unique, place = np.unique(keys, return_inverse=True)
+        scores = _numpy(self.trainer.engine.scores(unique // texts, unique % texts, self.state))[place]
+        return np.asarray(scores[: len(pairs)] - scores[len(pairs) :])
+
+    def values(self, users: int) -> Margins:
+        """[U, V] margins."""
+        count = len(self.hidden)
+        repeated = Examples(
+            np.repeat(np.arange(users, dtype=np.int64), count),
+            np.tile(self.hidden.chosen, users),
+            np.tile(self.hidden.rejected, users),
+            np.ones(users * count, dtype=np.int64),
+        )
+        return _numpy(example_margins(self.trainer.engine, repeated, self.state)).reshape(users, count)
+
+
+def arm_scorer(
+    node: NodeTrainer, trainer: HeadArm | CohortArm, shared: Arrays | None, state: PersonalState | None
+) -> Scorer:
+    """The scorer of a trained arm: its released shared adapter and its users' personal numbers."""
+    adapter, users = trainer.adapter, len(node.cohort.users)
+    theta = adapter.initial_shared() if shared is None else from_arrays(adapter.shared_layout, shared)
+    width = max(adapter.personal_layout.size, 1 if isinstance(trainer, HeadArm) else 0)
+    weights, fusion = torch.zeros(users, width), torch.tensor([[1.0, 0.0]]).expand(users, 2)
+    if state is not None:
+        weights, fusion = torch.from_numpy(state.after), torch.from_numpy(state.fusion)
+    hidden = node.cohort.hidden_values
+    if isinstance(trainer, HeadArm):
+        return HeadScorer(trainer, theta, trainer.engine.features(theta), weights, fusion, hidden)
+    return CohortScorer(trainer, CohortState(theta[None], weights, fusion.clone()), hidden)
+
+
+@torch.no_grad()
+def base_scorer(node: NodeTrainer) -> TextScorer:
+    """The frozen base: the mean log-probability of a response's tokens, in nats."""
+    cohort = node.cohort
+    trunk = Trunk(cohort.base, [])
+    pad_id = int(cohort.base.tokenizer.pad_token_id or 0)
+    order = np.argsort([len(text.ids) for text in cohort.tokens], kind="stable")
+    scores = np.zeros(len(order))
+    for start in range(0, len(order), ROWS):
+        index = order[start : start + ROWS]
+        ids, lengths, response = pad([cohort.tokens[int(text)] for text in index], pad_id)
+        final = trunk.suffix(trunk.prefix(ids, lengths), lengths)
+        logprob = trunk.response_logprobs(final, ids, response)
+        scores[index] = _numpy(logprob / response[:, 1:].sum(1).clamp_min(1))
+    return TextScorer(scores, cohort.hidden_values)
+
+
+def _numpy(tensor: Tensor) -> Margins:
+    return np.asarray(tensor.detach().double().numpy())

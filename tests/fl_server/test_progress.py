@@ -1,0 +1,20 @@
+"""The progress file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fl_server.progress import ProgressFile
+from tests.fake_grid import Clock
+
+
+def test_fields_are_kept_until_changed(tmp_path: Path) -> None:
+    clock = Clock(100.0)
+    progress = ProgressFile(tmp_path / "progress.json", lambda: clock.seconds)
+    progress.update(phase="training", arm="dual", arms=2, rounds=5)
+    clock.sleep(2.5)
+    progress.update(round=1, replies=3)
+    state = json.loads((tmp_path / "progress.json").read_text())
+    assert state["phase"] == "training" and state["arm"] == "dual" and state["round"] == 1
+    assert state["seconds"] == 2.5 and state["error"] == "" and state["rejected"] == 0

@@ -1,0 +1,64 @@
+"""The server's steps against cases worked by hand and against PyTorch's optimizers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from strategies.server_optimizer import RULES, OptimizerState, adam, nesterov, sgd
+
+
+def _one(value: float) -> dict[str, np.ndarray]:
+    return {"x": np.array([value], dtype=np.float64)}
+
+
+def _theta(value: float = 0.0) -> dict[str, np.ndarray]:
+    return {"x": np.array([value], dtype=np.float32)}
+
+
+def test_sgd_at_rate_one_is_averaging() -> None:
+    """theta 2, mean change -0.5: the mean of the clients' parameters, 1.5."""
+    moved, state = sgd(_theta(2.0), _one(-0.5), OptimizerState(), 1.0)
+    assert moved["x"].dtype == np.float32 and float(moved["x"][0]) == 1.5 and state.step == 1
+
+
+def test_nesterov_by_hand() -> None:
+    """d = 1 twice, lr 0.1: b = 1, 1.9; steps 0.1 (1 + .9) = .19 and 0.1 (1 + .9 * 1.9) = .271."""
+    moved, state = nesterov(_theta(), _one(1.0), OptimizerState(), 0.1)
+    assert float(moved["x"][0]) == pytest.approx(0.19)
+    moved, state = nesterov(moved, _one(1.0), state, 0.1)
+    assert float(moved["x"][0]) == pytest.approx(0.461)
+    assert float(state.first["x"][0]) == pytest.approx(1.9)
+
+
+def test_adam_s_first_step_is_the_rate_in_the_update_s_direction() -> None:
+    """Bias-corrected: m' = d, sqrt(v') = |d|, whatever the scale of d."""
+    for scale in (1e-5, 1.0, 1e5):
+        moved, _ = adam(_theta(), _one(-scale), OptimizerState(), 0.01)
+        assert float(moved["x"][0]) == pytest.approx(-0.01, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_agrees_with_torch_on_minus_the_update_as_gradient(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    parameter = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD([parameter], lr=0.1),
+        "nesterov": lambda: torch.optim.SGD([parameter], lr=0.1, momentum=0.9, nesterov=True),
+        "adam": lambda: torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.99), eps=1e-8),
+    }[name]()
+    theta, state = {"x": np.zeros(5, dtype=np.float32)}, OptimizerState()
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        d = rng.normal(size=5)
+        parameter.grad = torch.from_numpy(-d)
+        optimizer.step()
+        theta, state = RULES[name](theta, {"x": d}, state, 0.1)
+    np.testing.assert_allclose(theta["x"], parameter.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_pure(name: str) -> None:
+    theta, d, state = _theta(1.0), _one(2.0), OptimizerState()
+    RULES[name](theta, d, state, 0.1)
+    assert float(theta["x"][0]) == 1.0 and float(d["x"][0]) == 2.0 and state == OptimizerState()
