@@ -9,6 +9,7 @@ atomically.
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -78,9 +79,9 @@ class PersonalStore:
 
         Raises ``DataError`` where the file is damaged or holds other users.
         """
-        path = self._path(user)
-        if not path.exists():
+        if not len(user) or not self._path(user).exists():
             return PersonalState.fresh(user, prior)
+        path = self._path(user)
         state = _read(path)
         if not np.array_equal(state.user, user) or state.after.shape[1:] != prior.shape:
             raise DataError(
@@ -90,7 +91,9 @@ class PersonalStore:
         return state
 
     def save(self, state: PersonalState) -> None:
-        """Replace the node's file in one step."""
+        """Replace the node's file in one step; a node without users has none."""
+        if not len(state.user):
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(state.user)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -118,14 +121,14 @@ class PersonalStore:
         return PersonalState(**joined, server_round=last, final=all(state.final for state in states))
 
     def _path(self, user: IntArray) -> Path:
-        return self.folder / f"node-{int(user[0]) if len(user) else 0:07d}.npz"
+        return self.folder / f"node-{int(user[0]):07d}.npz"
 
 
 def _read(path: Path) -> PersonalState:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {field.name: file[field.name] for field in fields(PersonalState)}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"personal store {str(path)!r} cannot be read ({error})") from error
     arrays["server_round"], arrays["final"] = int(arrays["server_round"]), bool(arrays["final"])
     return PersonalState(**arrays)

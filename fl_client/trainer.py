@@ -38,8 +38,6 @@ from fl_core.shared import (
     arm_sigmas,
     build_arm,
     from_arrays,
-    shares_texts,
-    text_shards,
     to_arrays,
 )
 from fl_core.shared_text import (
@@ -56,6 +54,8 @@ from fl_core.shared_text import (
 from fl_core.trunk import Tokens, Trunk
 
 NEWTON_STEPS = 8
+VALUES_PAIRS_PER_USER = 8
+"""Public values pairs that one user trains the shared adapter on, where there are many users."""
 FLOOR_PAIRS_PER_USER_PASS = 24
 """Public values pairs that the floor looks at where every user needs passes of its own."""
 
@@ -67,7 +67,9 @@ class Cohort:
     pairs, ``hidden_values`` those that only an evaluation may look at.
     """
 
-    def __init__(self, config: RunConfig, population: Population, base: BaseModel, users: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, config: RunConfig, population: Population, base: BaseModel, users: npt.NDArray[np.int64]
+    ) -> None:
         self.config, self.population, self.base, self.users = config, population, base, users
         rendered = [(text.prompt, text.response) for text in population.texts]
         first = len(rendered)
@@ -106,7 +108,7 @@ class Cohort:
         for user in self.users:
             generator = np.random.default_rng([self.config.seed, int(user), server_round, 77])
             rows.append(generator.random() < self.population.users[int(user)].availability)
-        return self.federated & np.array(rows, dtype=bool)
+        return np.asarray(self.federated & np.array(rows, dtype=bool))
 
 
 def _values(chosen: npt.NDArray[np.int64]) -> Examples:
@@ -155,7 +157,12 @@ class _ArmTrainer:
         return to_arrays(self.adapter.shared_layout, update_sum)
 
     def record_round(
-        self, state: PersonalState, server_round: int, after: Tensor, online: npt.NDArray[np.bool_], personal: int
+        self,
+        state: PersonalState,
+        server_round: int,
+        after: Tensor,
+        online: npt.NDArray[np.bool_],
+        personal: int,
     ) -> None:
         """Save the personal numbers after a round, and the steps that were really made."""
         self.store.save(
@@ -183,14 +190,27 @@ class HeadArm(_ArmTrainer):
     ) -> None:
         super().__init__(config, arm, cohort, out, features, store.trunk)
         own = self.train_examples
-        values = cohort.values.take(np.arange(min(len(cohort.values), config.train.values_pairs)))
-        together = Examples(*(np.concatenate(pair) for pair in zip(_columns(own), _columns(values), strict=True)))
+        values = self._users_values()
+        together = Examples(
+            *(np.concatenate(pair) for pair in zip(_columns(own), _columns(values), strict=True))
+        )
         self.engine = SharedTextEngine(self.trunk, self.adapter, cohort.tokens, together, store=store)
         self.round_texts = texts_of(together)
         self.all_texts = texts_of(together, cohort.examples(Split.HOLDBACK), cohort.values)
         self.private = np.arange(len(together)) < len(own)
-        self.shards = text_shards(config)
+        self.shards = config.text_shards
         self.shard = schedule(cohort.population, together, self.shards)
+
+    def _users_values(self) -> Examples:
+        """Public values pairs dealt out to the users, who all train the shared part on their own.
+
+        Each sees a few; together they see all.  The deal depends on a user's number alone.
+        """
+        count = min(len(self.cohort.values), self.config.train.values_pairs)
+        each = max(min(count, VALUES_PAIRS_PER_USER), -(-count // len(self.cohort.population.users)))
+        places = (self.cohort.users[:, None] * each + np.arange(each)) % max(1, count)
+        rows = np.repeat(np.arange(len(self.keys), dtype=np.int64), each)
+        return replace(self.cohort.values.take(places.reshape(-1)), user=rows)
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """One round: at a cycle's start the private weights, then the shared gradient given them."""
@@ -203,7 +223,7 @@ class HeadArm(_ArmTrainer):
             weights = self._personal_round(theta, weights, online, server_round)
         taken = self._sampled(server_round, online, Purpose.SHARED_SAMPLE, 0)
         coefficients, bias = self._coefficients(theta, weights)
-        weight = self._weights(taken, server_round, int(online.sum()))
+        weight = self._weights(taken, online, server_round)
         total, _ = self.engine.clipped_sum(theta, coefficients, bias, weight, self.clip, only=self.private)
         total = total + self._noise_sum(online, server_round)
         self.record_round(state, server_round, weights, online, steps)
@@ -233,29 +253,30 @@ class HeadArm(_ArmTrainer):
     def _sampled(
         self, server_round: int, users: npt.NDArray[np.bool_], purpose: Purpose, step: int
     ) -> npt.NDArray[np.bool_]:
-        taken = sample_records(self.train_examples, self.keys, self.rate, self.noise, server_round, step, purpose)
+        taken = sample_records(
+            self.train_examples, self.keys, self.rate, self.noise, server_round, step, purpose
+        )
         return taken & users[self.train_examples.user]
 
     def _coefficients(self, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """c_u [E, R+1] and bias [E] of each example; public pairs are judged at the prior."""
-        own, users = torch.from_numpy(self.train_examples.user), len(self.keys)
-        mixing, bias = weights[:, :-1], weights[:, -1:]
+        """c_u [E, R+1] and bias [E] of each example: its own user's."""
+        users = torch.from_numpy(self.engine.examples.user)
+        mixing, bias = weights[:, :-1], weights[:, -1]
         if self.adapter.personal is None:
-            mixing, bias = torch.zeros(users, 0), torch.zeros(users, 1)
-        rows = torch.cat([torch.ones(users, 1), mixing], dim=1)[own]
-        public = torch.zeros(int((~self.private).sum()), rows.shape[1])
-        public[:, 0] = 1.0
-        common = self.adapter.shared_layout.view(theta, "head.bias")
-        return torch.cat([rows, public]), torch.cat([bias[own, 0] + common, torch.zeros(len(public))])
+            mixing, bias = torch.zeros(len(self.keys), 0), torch.zeros(len(self.keys))
+        rows = torch.cat([torch.ones(len(self.keys), 1), mixing], dim=1)
+        return rows[users], bias[users] + self.adapter.shared_layout.view(theta, "head.bias")
 
-    def _weights(self, taken: npt.NDArray[np.bool_], server_round: int, users: int) -> Tensor:
-        """[E] 1 for sampled records of the round's texts; the public pairs' mean counts once a user."""
-        train = self.config.train
+    def _weights(
+        self, taken: npt.NDArray[np.bool_], online: npt.NDArray[np.bool_], server_round: int
+    ) -> Tensor:
+        """[E] 1 for sampled records of the round's texts; a user's public pairs are averaged."""
+        train, user = self.config.train, self.engine.examples.user
         due = self.shard == (server_round - 1) % self.shards
-        weight = np.where(due, 1.0, 0.0)
-        weight[self.private] *= taken
-        pairs = int(due[~self.private].sum())
-        weight[~self.private] *= train.values_weight * train.expected_batch * users / max(1, pairs)
+        public = due & ~self.private & online[user]
+        pairs = np.bincount(user[public], minlength=len(self.keys))[user]
+        weight = np.where(public, train.values_weight * train.expected_batch / np.maximum(pairs, 1), 0.0)
+        weight[self.private] = (due[self.private] & taken).astype(np.float64)
         return torch.from_numpy(weight).float()
 
     def _noise_sum(self, online: npt.NDArray[np.bool_], server_round: int) -> Tensor:
@@ -284,7 +305,9 @@ class HeadArm(_ArmTrainer):
 
     def _public(self, theta: Tensor, table: TextTable) -> PublicPairs:
         """The public values pairs as each user's own fit sees them."""
-        pairs = self.cohort.values.take(np.arange(min(len(self.cohort.values), self.config.train.values_pairs)))
+        pairs = self.cohort.values.take(
+            np.arange(min(len(self.cohort.values), self.config.train.values_pairs))
+        )
         values = head_examples(self.adapter, theta, table, pairs)
         return PublicPairs(values.z, values.offset, self.config.train.personal_values)
 
@@ -317,7 +340,12 @@ class HeadArm(_ArmTrainer):
         return kept / tail if tail else weights
 
     def _newton(
-        self, problem: HeadExamples, public: PublicPairs, weights: Tensor, users: npt.NDArray[np.bool_], steps: int
+        self,
+        problem: HeadExamples,
+        public: PublicPairs,
+        weights: Tensor,
+        users: npt.NDArray[np.bool_],
+        steps: int,
     ) -> Tensor:
         here = torch.from_numpy(users)[:, None]
         sampled = torch.ones(len(problem.user))
@@ -328,7 +356,9 @@ class HeadArm(_ArmTrainer):
 
     # Fusion ------------------------------------------------------------------------------
 
-    def _fuse(self, theta: Tensor, table: TextTable, weights: Tensor, server_round: int) -> npt.NDArray[np.float32]:
+    def _fuse(
+        self, theta: Tensor, table: TextTable, weights: Tensor, server_round: int
+    ) -> npt.NDArray[np.float32]:
         """[U, 2] (w_s, w_p) by ``fusion.fuse``, within the floor of the public values pairs."""
         grid = fusion.candidates()
         held = self.cohort.examples(Split.HOLDBACK)
@@ -371,7 +401,9 @@ class CohortArm(_ArmTrainer):
             total = (trained.shared - theta).sum(0)
             if self._round_steps():
                 plan = replace(self._plan("personal"), steps=self._round_steps())
-                own = train_cohort(self.engine, members, examples, keys, "personal", plan, self.noise, server_round)
+                own = train_cohort(
+                    self.engine, members, examples, keys, "personal", plan, self.noise, server_round
+                )
                 after[torch.from_numpy(rows)] = own.personal
         self.record_round(state, server_round, after, online, self._round_steps())
         return self.reply(total), len(rows)
@@ -386,20 +418,26 @@ class CohortArm(_ArmTrainer):
             self.engine, members, self.train_examples, self.keys, "personal", plan, self.noise, server_round
         )
         chosen = self._fuse(trained, server_round)
-        done = replace(state, server_round=server_round, after=trained.personal.numpy(), fusion=chosen, final=True)
+        done = replace(
+            state, server_round=server_round, after=trained.personal.numpy(), fusion=chosen, final=True
+        )
         self.store.save(replace(done, personal_steps=state.personal_steps_before + plan.steps))
         return len(self.keys)
 
     def upload_personal(self) -> tuple[Arrays, int]:
         """FDLoRA's line 7 as printed: the sum of *personal* adapters.  Leaks by design."""
         if not self.config.federation.leak_personal_weights:
-            raise PrivacyError("personal adapters never leave a device; federation.leak-personal-weights is not set")
+            raise PrivacyError(
+                "personal adapters never leave a device; federation.leak-personal-weights is not set"
+            )
         own = self.load().after
         names = dict(self.adapter.shared_layout.shapes)
         parts = self.adapter.personal_layout.split(own.sum(0).astype(np.float32))
         parts = {name.replace("head.vector", "head.common"): value for name, value in parts.items()}
         if {name: value.shape for name, value in parts.items()} != names:
-            raise PrivacyError("fdlora-as-printed: personal and shared adapters must have one form, kind and rank")
+            raise PrivacyError(
+                "fdlora-as-printed: personal and shared adapters must have one form, kind and rank"
+            )
         return parts, len(own)
 
     def overwrite_personal(self, shared: Arrays) -> None:
@@ -444,7 +482,9 @@ class CohortArm(_ArmTrainer):
         values = self.cohort.values.take(np.arange(min(len(self.cohort.values), FLOOR_PAIRS_PER_USER_PASS)))
         everyone = np.arange(users, dtype=np.int64)
         repeated = Examples(
-            np.repeat(everyone, len(values)), np.tile(values.chosen, users), np.tile(values.rejected, users),
+            np.repeat(everyone, len(values)),
+            np.tile(values.chosen, users),
+            np.tile(values.rejected, users),
             np.ones(users * len(values), dtype=np.int64),
         )
         utility, floor = np.zeros((users, len(grid))), torch.zeros(users, len(grid), len(values))
@@ -457,7 +497,11 @@ class CohortArm(_ArmTrainer):
 
 
 def _fused(
-    trainer: _ArmTrainer, grid: npt.NDArray[np.float64], utility: npt.NDArray[np.float64], floor: Tensor, server_round: int
+    trainer: _ArmTrainer,
+    grid: npt.NDArray[np.float64],
+    utility: npt.NDArray[np.float64],
+    floor: Tensor,
+    server_round: int,
 ) -> npt.NDArray[np.float32]:
     """The chosen (w_s, w_p) [U, 2]; ``floor`` [U, G, V] are margins on the public pairs."""
     privacy, private = trainer.config.privacy, trainer.arm.private
@@ -471,6 +515,7 @@ def _fused(
         weights=grid,
         shared_index=fusion.index_of(grid, fusion.SHARED_ONLY),
         margin=trainer.config.fusion_margin,
+        tolerance=trainer.config.fusion_tolerance,
         noise_epsilon=privacy.fusion_epsilon if private else 0.0,
         noise=trainer.noise,
         users=np.array(trainer.keys),
@@ -529,7 +574,9 @@ class NodeTrainer:
     User i of the population belongs to node i mod ``partitions``.
     """
 
-    def __init__(self, config: RunConfig, population: Path, out: Path, partition: int, partitions: int) -> None:
+    def __init__(
+        self, config: RunConfig, population: Path, out: Path, partition: int, partitions: int
+    ) -> None:
         people = Population.load(population)
         users = np.arange(partition, len(people.users), partitions, dtype=np.int64)
         self.config, self.out = config, out
@@ -558,7 +605,7 @@ class NodeTrainer:
         """The trainer of an arm, built on first use."""
         if name not in self._arms:
             arm = Arm.named(name)
-            self._arms[name] = self._head_arm(arm) if shares_texts(self.config) else self._cohort_arm(arm)
+            self._arms[name] = self._head_arm(arm) if self.config.shares_texts else self._cohort_arm(arm)
         return self._arms[name]
 
     def _head_arm(self, arm: Arm) -> HeadArm:

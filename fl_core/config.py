@@ -100,8 +100,9 @@ class TrainConfig(BaseModel):
     ``expected_batch``: public constant that sums of gradients are divided by (never the true
     number of records, which is private).  ``weight_decay``: L2 shrinkage of personal numbers
     towards the prior.  ``prior_precision``: of the Gaussian prior around the shared model where
-    private weights are fitted without DP by Newton steps.  ``beta``: DPO and KTO temperature.  ``values_weight``: weight of the
-    public universal-values pairs in each shared update.  ``max_tokens``: texts are cut there;
+    private weights are fitted without DP by Newton steps.  ``beta``: DPO and KTO temperature.
+    ``values_weight``: weight of the public universal-values pairs in each shared update.
+    ``max_tokens``: texts are cut there;
     of a prompt at most ``prompt_tokens`` (its last) are kept, 0 leaves prompts out.
     ``personal_values``: weight of the public pairs in each user's own fit, in records.
     ``text_shards``: where users share texts, round t is about every ``text_shards``-th text (a
@@ -166,7 +167,8 @@ class RunConfig(BaseModel):
     ``users``: how many (0: all).  ``model``: Hugging Face id or path; empty: the embedded one.
     ``out``: folder for released adapters and personal stores; empty: under ``DUET_HOME``.
     ``arms``: comma-separated trained arms.  ``fusion_margin``: how much the loss on the public
-    universal values may exceed that of the shared adapter alone, in nats.
+    universal values may exceed that of the shared adapter alone, in nats; ``fusion_tolerance``:
+    how much lower the share of these pairs that is ordered rightly may be.
     """
 
     model_config = FROZEN
@@ -180,7 +182,8 @@ class RunConfig(BaseModel):
     out: str = ""
     method: Method = "components"
     arms: str = "dual"
-    fusion_margin: float = Field(default=0.02, ge=0)
+    fusion_margin: float = Field(default=0.05, ge=0)
+    fusion_tolerance: float = Field(default=0.005, ge=0, le=1)
     shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)
@@ -192,6 +195,19 @@ class RunConfig(BaseModel):
     def arm_names(self) -> tuple[str, ...]:
         """The trained arms, in order."""
         return tuple(name.strip() for name in self.arms.split(",") if name.strip())
+
+    @property
+    def shares_texts(self) -> bool:
+        """Whether one pass a text serves all users: a reward head, personal in the head alone."""
+        specs = (self.personal, self.local) if self.shared.kind != "components" else (self.local,)
+        trunk = self.shared.kind == "components" and self.shared.component_trunk
+        own = any(spec.target_names and spec.kind != "components" for spec in specs)
+        return self.train.objective == "reward" and self.train.local_steps == 1 and not trunk and not own
+
+    @property
+    def text_shards(self) -> int:
+        """Parts of the public schedule of texts; 1 where each user has passes of its own."""
+        return self.train.text_shards if self.shares_texts else 1
 
     @field_validator("arms")
     @classmethod
@@ -225,7 +241,9 @@ class RunConfig(BaseModel):
             for part in parts[:-1]:
                 inner = inner.setdefault(part, {})
             inner[parts[-1]] = value
-        return validated(RunConfig, merged(RunConfig().model_dump(), nested), known=tuple(RunConfig().to_flat()))
+        return validated(
+            RunConfig, merged(RunConfig().model_dump(), nested), known=tuple(RunConfig().to_flat())
+        )
 
     def to_flat(self) -> dict[str, Scalar]:
         """The flat form, as ``[tool.flwr.app.config]`` and ``--run-config`` take it."""

@@ -89,18 +89,20 @@ def ordered(margins: Floats) -> npt.NDArray[np.float64]:
 
 
 def within_floor(
-    values_loss: Floats, values_correct: Floats, shared_index: int, margin: float
+    values_loss: Floats, values_correct: Floats, shared_index: int, margin: float, tolerance: float = 0.0
 ) -> npt.NDArray[np.bool_]:
     """[U, G] whether a candidate keeps the values floor; column ``shared_index`` always does.
 
     ``values_loss`` [U, G] in nats; it may exceed that of ``shared_index`` by ``margin`` >= 0.
     ``values_correct`` [U, G, V] as ``ordered`` gives: no public pair may be ordered worse than
     under ``shared_index``; or [U, G], the share of pairs: it may not be lower (the weaker
-    floor: one pair lost may be made up for by another).  NaN fails.
+    floor: one pair lost may be made up for by another), or not by more than ``tolerance``, a share.
+    NaN fails.
     """
     correct = values_correct if values_correct.ndim == 3 else values_correct[:, :, None]
     shared = slice(shared_index, shared_index + 1)
-    allowed = (values_loss <= values_loss[:, shared] + margin) & np.all(correct >= correct[:, shared], axis=2)
+    kept = np.all(correct >= correct[:, shared] - tolerance, axis=2)
+    allowed = (values_loss <= values_loss[:, shared] + margin) & kept
     allowed[:, shared_index] = True
     return np.asarray(allowed)
 
@@ -113,6 +115,7 @@ def fuse(
     weights: Floats,
     shared_index: int,
     margin: float = 0.0,
+    tolerance: float = 0.0,
     l1: float = L1,
     anchor: tuple[float, float] = DEFAULT,
     noise_epsilon: float = 0.0,
@@ -134,7 +137,7 @@ def fuse(
     """
     utility = np.asarray(holdback_utility, dtype=np.float64)
     _check_shapes(utility, values_loss, values_correct, weights, shared_index)
-    allowed = within_floor(values_loss, values_correct, shared_index, margin)
+    allowed = within_floor(values_loss, values_correct, shared_index, margin, tolerance)
     distance = np.abs(np.asarray(weights, dtype=np.float64) - anchor).sum(axis=1)
     if noise_epsilon:
         evidence = noise_epsilon * utility + _gumbel(utility.shape, noise_epsilon, noise, users, server_round)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -126,7 +127,7 @@ class Records:
 
     def is_pair(self) -> npt.NDArray[np.bool_]:
         """[N] True where a record compares two texts."""
-        return self.rejected != NO_TEXT
+        return np.asarray(self.rejected != NO_TEXT)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Population:
                 contexts=tuple(head["contexts"]),
                 about=head["about"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"population folder {str(folder)!r} cannot be read ({error}); "
                 "prepare it again with `duet prepare`"

@@ -57,25 +57,12 @@ def arm_specs(config: RunConfig, arm: Arm) -> tuple[AdapterSpec, AdapterSpec | N
 def planned_steps(config: RunConfig, arm: Arm) -> tuple[int, int]:
     """The most (shared, personal) steps that any record takes part in."""
     train = config.train
-    cycles = -(-config.federation.rounds // text_shards(config))
+    cycles = -(-config.federation.rounds // config.text_shards)
     shared = 0 if arm.kind == "local" else cycles * train.local_steps
     if arm.kind == "shared":
         return shared, 0
     in_rounds = 0 if arm.kind == "local" else cycles * train.personal_steps
     return shared, in_rounds + train.final_steps
-
-
-def text_shards(config: RunConfig) -> int:
-    """Into how many parts the public schedule divides the texts; 1 where each user has passes."""
-    return config.train.text_shards if shares_texts(config) else 1
-
-
-def shares_texts(config: RunConfig) -> bool:
-    """Whether one pass a text serves all users: a reward head, personal in the head alone."""
-    specs = (config.personal, config.local) if config.shared.kind != "components" else (config.local,)
-    trunk = config.shared.kind == "components" and config.shared.component_trunk
-    own = any(spec.target_names and spec.kind != "components" for spec in specs)
-    return config.train.objective == "reward" and config.train.local_steps == 1 and not trunk and not own
 
 
 def arm_sigmas(config: RunConfig, arm: Arm) -> Sigmas:

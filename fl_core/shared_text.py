@@ -88,12 +88,15 @@ class PrefixStore:
             rows = [self._kept[int(text)] for text in index]
             return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, response
         hidden = self.trunk.prefix(ids, lengths)
-        size = hidden.element_size() * hidden.shape[2] * int(lengths.sum())
-        if size <= self._left:
-            self._left -= size
-            rows = [hidden[row, : int(length)].clone() for row, length in enumerate(lengths)]
-            self._kept.update(zip(index.tolist(), rows, strict=True))
+        for row, text in enumerate(index.tolist()):
+            self._keep(text, hidden[row, : int(lengths[row])])
         return hidden, lengths, response
+
+    def _keep(self, text: int, hidden: Tensor) -> None:
+        size = hidden.numel() * hidden.element_size()
+        if text not in self._kept and size <= self._left:
+            self._left -= size
+            self._kept[text] = hidden.clone()
 
 
 class SharedTextEngine:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fl_core.errors import DataError
 from fl_core.records import Records, Split, Text
 from simulation.people import Floats, People, PeopleConfig
+from simulation.splits import held_back_alone, keys_of
 
 Ints = npt.NDArray[np.int64]
 _START_MS = 1_700_000_000_000
@@ -121,16 +122,22 @@ class _Drawer:
         self.unseen_prompts = np.flatnonzero(catalogue.unseen)
 
     def training(self, user: int, generator: np.random.Generator) -> Ints:
-        """Feedback records: TRAIN (at least one), HOLDBACK and VALIDATION."""
+        """Feedback records: TRAIN, HOLDBACK and VALIDATION.
+
+        Which are held back is decided for each record alone (``splits.held_back_alone``).
+        """
         wanted = int(self.people.records[user])
         pairs = self._pairs(self.seen_prompts, wanted, generator, taken=set())
-        shares = (self.config.holdback_share, self.config.validation_share)
-        held, checked = (int(len(pairs) * share + generator.random()) for share in shares)
-        split = np.full(len(pairs), int(Split.TRAIN))
-        split[:held] = Split.HOLDBACK
-        split[held : held + checked] = Split.VALIDATION
-        split[-1] = Split.TRAIN
+        checked = int(len(pairs) * self.config.validation_share + generator.random())
+        split = np.where(self._held_back(user, pairs), int(Split.HOLDBACK), int(Split.TRAIN))
+        split[: min(checked, len(pairs) - 1)] = Split.VALIDATION
         return self._rows(user, pairs, split, generator)
+
+    def _held_back(self, user: int, pairs: Ints) -> npt.NDArray[np.bool_]:
+        ids = [self.people.users[user].user_id] * len(pairs)
+        keys = keys_of(self.catalogue.texts, ids, pairs[:, 0].tolist(), pairs[:, 1].tolist())
+        config = self.config
+        return held_back_alone(keys, config.holdback_share, config.validation_share, config.seed)
 
     def tests(self, user: int, generator: np.random.Generator, training: Ints, popularity: Ints) -> Ints:
         """SEEN and UNSEEN test records."""

@@ -79,9 +79,15 @@ def simulate(
     ] = None,
     nodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Simulated nodes, each with a share of the users; default: CPUs."),
+        typer.Option(
+            min=1,
+            help="Simulated nodes, each with a share of the users; default: one where users share "
+            "texts, else one a CPU.",
+        ),
     ] = None,
-    cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs of a node.")] = 1,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of a node; default: all for a single node, else 1.")
+    ] = None,
     gpus_per_node: Annotated[float, typer.Option(min=0, help="GPUs (or a fraction of one) of a node.")] = 0.0,
     set_: Set = None,
 ) -> None:
@@ -96,8 +102,11 @@ def simulate(
 
     given = {"model": model, "arms": arms, "federation.rounds": rounds, "privacy.epsilon": epsilon}
     asked = _scenario(scenario, source, path, users, seed, set_, given)
-    count = nodes or min(max(1, available_cpus() // cpus_per_node), asked.config.users or sys.maxsize)
-    resources = Resources(count, cpus_per_node, gpus_per_node)
+    if nodes is None and cpus_per_node is None and asked.config.shares_texts:
+        nodes, cpus_per_node = 1, available_cpus()  # every node would pass over all texts
+    each = cpus_per_node or 1
+    count = nodes or min(max(1, available_cpus() // each), asked.config.users or sys.maxsize)
+    resources = Resources(count, each, gpus_per_node)
     try:
         with terminal.watcher() as watcher:
             results, files = run_simulation(asked, out, resources, watcher)

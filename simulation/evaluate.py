@@ -21,7 +21,7 @@ from fl_core.config import RunConfig
 from fl_core.errors import RunError
 from fl_core.privacy import DpEvent, epsilon
 from fl_core.records import Population, Split
-from fl_core.shared import Arm, arm_sigmas, planned_steps, text_shards
+from fl_core.shared import Arm, arm_sigmas, planned_steps
 from fl_server.checkpoints import read_release
 from simulation.held_out import TestPairs, held_out_pairs
 from simulation.metrics import ArmMetrics, summarise, users_table
@@ -49,7 +49,10 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
     states: dict[str, PersonalState | None] = {"base": None}
     for name in config.arm_names:
         scorers[name], states[name] = _trained(node, name, out)
-    splits = {split: held_out_pairs(population, split, PAIRS_PER_USER, config.seed) for split in (Split.SEEN, Split.UNSEEN)}
+    splits = {
+        split: held_out_pairs(population, split, PAIRS_PER_USER, config.seed)
+        for split in (Split.SEEN, Split.UNSEEN)
+    }
     margins = {
         split: {name: scorer.pairs(pairs) for name, scorer in scorers.items()}
         for split, pairs in splits.items()
@@ -57,11 +60,14 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
     }
     users, hidden = len(population.users), len(node.cohort.hidden_values)
     values = {name: scorer.values(users) for name, scorer in scorers.items()} if hidden else {}
-    privacy = {name: _privacy(config, name, states[name]) for name in config.arm_names if name.endswith("_dp")}
-    arms = {split: _arms(population, splits[split], by_arm, values, privacy, config.seed) for split, by_arm in margins.items()}
-    references = {
-        split: _references(population, splits[split], config.seed) for split in margins
+    privacy = {
+        name: _privacy(config, name, states[name]) for name in config.arm_names if name.endswith("_dp")
     }
+    arms = {
+        split: _arms(population, splits[split], by_arm, values, privacy, config.seed)
+        for split, by_arm in margins.items()
+    }
+    references = {split: _references(population, splits[split], config.seed) for split in margins}
     unseen = (splits[Split.UNSEEN], margins[Split.UNSEEN]) if Split.UNSEEN in margins else None
     rounds = {name: _rounds(out, name) for name in config.arm_names}
     return Results(
@@ -72,7 +78,10 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
         references=references.get(Split.SEEN, {}),
         references_unseen=references.get(Split.UNSEEN, {}),
         bytes_per_user_round={name: _bytes(rows) for name, rows in rounds.items()},
-        seconds={"train": {name: _train_seconds(rows) for name, rows in rounds.items()}, "measure": time.monotonic() - started},
+        seconds={
+            "train": {name: _train_seconds(rows) for name, rows in rounds.items()},
+            "measure": time.monotonic() - started,
+        },
         privacy=privacy,
         users=users_table(population, splits[Split.SEEN], margins.get(Split.SEEN, {}), values, unseen),
         curves={name: rows for name, rows in rounds.items() if rows},
@@ -108,7 +117,13 @@ def _arms(
     found: dict[str, dict[str, Any]] = {}
     for name, own in margins.items():
         measured: ArmMetrics = summarise(
-            own, pairs, population, shared=shared, values=values.get(name), shared_values=shared_values, seed=seed
+            own,
+            pairs,
+            population,
+            shared=shared,
+            values=values.get(name),
+            shared_values=shared_values,
+            seed=seed,
         )
         spent = privacy.get(name, {})
         found[name] = {
@@ -137,11 +152,11 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[
     arm = Arm.named(name)
     sigmas, privacy = arm_sigmas(config, arm), config.privacy
     shared, personal = _most_steps(config, arm, state)
-    events = [
-        DpEvent(privacy.sampling_rate, sigma, steps, privacy.clip, adapter)
-        for adapter, sigma, steps in (("shared", sigmas.shared, shared), ("personal", sigmas.personal, personal))
-        if steps
-    ]
+    rate, clip = privacy.sampling_rate, privacy.clip
+    events = (
+        DpEvent(rate, sigmas.shared, shared, clip, "shared"),
+        DpEvent(rate, sigmas.personal, personal, clip, "personal"),
+    )
     training = epsilon(events, privacy.delta)
     fusion = privacy.fusion_epsilon if arm.kind != "shared" else 0.0
     return {
@@ -161,16 +176,24 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[
 
 
 def _most_steps(config: RunConfig, arm: Arm, state: PersonalState | None) -> tuple[int, int]:
-    """Steps of the user who made most; the schedule makes a record take part in 1 / shards."""
+    """The most (shared, personal) steps that one record can have taken part in.
+
+    The public schedule lets a record take part in one round of each cycle.  A user who was away
+    may have been online in just the rounds of one record, so steps are not divided by shards.
+    """
+    planned = planned_steps(config, arm)[0]
     if state is None:
-        return planned_steps(config, arm)[0], 0
-    shared = -(-int(state.shared_steps.max(initial=0)) // text_shards(config))
-    return shared, int(state.personal_steps.max(initial=0))
+        return planned, 0
+    return min(planned, int(state.shared_steps.max(initial=0))), int(state.personal_steps.max(initial=0))
 
 
 def _summary(population: Population, config: RunConfig, out: Path) -> PopulationSummary:
     records = {split.name.lower(): int((population.records.split == split).sum()) for split in Split}
-    asked = json.loads((out / "config.json").read_text(encoding="utf-8")) if (out / "config.json").exists() else {}
+    asked = (
+        json.loads((out / "config.json").read_text(encoding="utf-8"))
+        if (out / "config.json").exists()
+        else {}
+    )
     source = str(asked.get("config", {}).get("population", config.population))
     return PopulationSummary(
         name=population.name,

@@ -25,6 +25,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fl_core.errors import DataError
+
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -60,14 +62,23 @@ class PretrainConfig:
 def read_dialogues(data: Path) -> Iterator[list[str]]:
     """Yield turn lists, user first, from the public texts and the models' answers."""
     for name in ("topical_chat", "sgd"):
-        with gzip.open(data / "text" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for record in _read_lines(data / "text" / f"{name}.jsonl.gz"):
+            yield record["turns"]
+    for record in _read_lines(data / "alpaca_eval" / "responses.jsonl.gz"):
+        for answer in record["responses"].values():
+            yield [record["prompt"].strip().strip('"'), answer.strip().strip('"')]
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
-                yield json.loads(line)["turns"]
-    with gzip.open(data / "alpaca_eval" / "responses.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            for answer in record["responses"].values():
-                yield [record["prompt"].strip().strip('"'), answer.strip().strip('"')]
+                yield json.loads(line)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(
+            f"pretraining text {str(path)!r} cannot be read ({error}); --data must name a folder with "
+            "text/topical_chat.jsonl.gz, text/sgd.jsonl.gz and alpaca_eval/responses.jsonl.gz"
+        ) from error
 
 
 def render_turns(turns: list[str]) -> str:
@@ -93,7 +104,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|bos|> $A", special_tokens=[("<|bos|>", SPECIAL_TOKENS.index("<|bos|>"))]
     )
-    fast = PreTrainedTokenizerFast(
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
         bos_token="<|bos|>",
@@ -133,7 +144,9 @@ def pack(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np
 
 def optimizers_of(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, Adam for embeddings and norms."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    matrices = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+    ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -168,7 +181,7 @@ def held_out_loss(model: LlamaForCausalLM, stream: npt.NDArray[np.int32], config
     width = config.sequence_tokens
     count = min(len(stream) // width, 128)
     windows = torch.from_numpy(stream[: count * width].reshape(count, width).astype(np.int64))
-    losses = [float(model(input_ids=chunk, labels=chunk).loss) for chunk in windows.split(16)]
+    losses = [float(model(input_ids=chunk, labels=chunk).loss) for chunk in torch.split(windows, 16)]
     return float(np.mean(losses))
 
 
@@ -182,7 +195,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train (or continue to train) and save model, tokenizer and ``pretraining.json``.
 
-    Raises ``FileNotFoundError`` where ``data`` lacks the public texts.
+    Raises ``DataError`` where ``data`` lacks the public texts.
     """
     generator = np.random.default_rng(config.seed)
     dialogues = [render_turns(turns) for turns in read_dialogues(data)]
@@ -206,9 +219,14 @@ def pretrain(
     tokens, steps = optimise(model, streams, held_out, config, report)
     losses = {name: held_out_loss(model, stream, config) for name, stream in held_out.items()}
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    summary = {"config": asdict(config), "tokens_seen": tokens, "steps": steps, "held_out_nats_per_token": losses}
+    summary = {
+        "config": asdict(config),
+        "tokens_seen": tokens,
+        "steps": steps,
+        "held_out_nats_per_token": losses,
+    }
     (out / "pretraining.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
@@ -245,7 +263,10 @@ def optimise(
         if steps % 50 == 0:
             report(f"step {steps}  {tokens / (time.monotonic() - start):,.0f} tokens/s  loss {smooth:.3f}")
         if steps % 500 == 0:
-            report("held out: " + str({k: round(held_out_loss(model, v, config), 4) for k, v in held_out.items()}))
+            report(
+                "held out: "
+                + str({k: round(held_out_loss(model, v, config), 4) for k, v in held_out.items()})
+            )
     raise AssertionError("batches() never ends")
 
 
@@ -268,7 +289,9 @@ def main() -> None:
         from simulation.grammar import pretraining_turns
 
         grammar = pretraining_turns(seed=config.seed)
-    summary = pretrain(config, args.data, args.out, args.start_from, grammar, lambda line: print(line, flush=True))
+    summary = pretrain(
+        config, args.data, args.out, args.start_from, grammar, lambda line: print(line, flush=True)
+    )
     print(json.dumps(summary, indent=2))
 
 

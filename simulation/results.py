@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fl_core.errors import DataError
 
@@ -143,7 +144,7 @@ class Results:
     bytes_per_user_round: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, Any] = field(default_factory=dict)
     privacy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    users: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    users: Mapping[str, Sequence[Any] | npt.NDArray[Any]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -69,7 +69,9 @@ class HeadScorer:
     def pairs(self, pairs: TestPairs) -> Margins:
         """[P] margins."""
         one = np.ones(len(pairs), dtype=np.int64)
-        examples = Examples(*(np.asarray(x, dtype=np.int64) for x in (pairs.user, pairs.chosen, pairs.rejected, one)))
+        examples = Examples(
+            *(np.asarray(x, dtype=np.int64) for x in (pairs.user, pairs.chosen, pairs.rejected, one))
+        )
         problem = head_examples(self.trainer.adapter, self.theta, self.table, examples)
         own = (problem.z * self.weights[problem.user]).sum(1)
         weight = self.fusion[problem.user]

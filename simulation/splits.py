@@ -7,8 +7,11 @@ never by position, so that adding a user leaves the others' splits as they were.
 - by text: a share of texts is unseen.  Where records are pairs, whole prompts are held out,
   because both answers of an unseen pair must be new; where they are votes, single texts are.
 - by record: each user's other records, in an order given by their hashes, are cut into SEEN
-  (test), HOLDBACK, VALIDATION and TRAIN, so that also a user of few records gets his share
-  of each.  Two records of one user on the same texts always fall together.
+  (test), VALIDATION and the rest, so that also a user of few records gets his share of each.
+  Of the rest, HOLDBACK is decided by each record's own hash, without regard to the user's other
+  records: the privacy of fusion (``fl_core.fusion``) rests on that.  So a user of few records
+  may have none to hold back, or none to train on.  Two records of one user on the same texts
+  always fall together.
 """
 
 from __future__ import annotations
@@ -34,10 +37,10 @@ _TRAINED = (Split.TRAIN, Split.HOLDBACK, Split.VALIDATION)
 class SplitShares(BaseModel):
     """How much goes where.
 
-    ``test``: share of a user's records on seen texts that test (SEEN).  ``holdback`` and
-    ``validation``: shares of his remaining records.  ``unseen_texts``: share of texts (votes)
-    or prompts (pairs) in nobody's training.  ``unfederated_users``: share of users who never
-    take part in rounds and only personalise.
+    ``test``: share of a user's records on seen texts that test (SEEN).  ``validation``: share
+    of his remaining records; ``holdback``: likewise, but only in expectation.
+    ``unseen_texts``: share of texts (votes) or prompts (pairs) in nobody's training.
+    ``unfederated_users``: share of users who never take part in rounds and only personalise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,25 +112,43 @@ def unseen_units(units: Sequence[str], shares: SplitShares, seed: int) -> npt.ND
 
 
 def split_by_record(
-    user: npt.NDArray[np.int32], uniform: npt.NDArray[np.float64], shares: SplitShares
+    user: npt.NDArray[np.int32],
+    uniform: npt.NDArray[np.float64],
+    held_back: npt.NDArray[np.bool_],
+    shares: SplitShares,
 ) -> npt.NDArray[np.int8]:
     """[N] TRAIN, HOLDBACK, VALIDATION or SEEN, by rank of ``uniform`` within each user.
 
     A user's k-th of n distinct numbers stands at (k - 1/2) / n; positions below ``test`` are
-    SEEN, then ``holdback`` and ``validation`` of what remains.  Equal numbers fall together.
+    SEEN, then ``validation`` of what remains.  Equal numbers fall together.  What is neither
+    trains, or is held back where ``held_back`` [N], decided for each record alone, says so.
 
     >>> import numpy as np
     >>> tenths = np.arange(10) / 10
-    >>> split_by_record(np.zeros(10, dtype=np.int32), tenths, SplitShares()).tolist()
-    [3, 3, 1, 2, 0, 0, 0, 0, 0, 0]
+    >>> split_by_record(np.zeros(10, dtype=np.int32), tenths, tenths > 0.7, SplitShares()).tolist()
+    [3, 3, 2, 0, 0, 0, 0, 0, 1, 1]
     """
     position = _positions(user, uniform)
     rest = (position - shares.test) / (1 - shares.test)
-    split = np.full(len(user), int(Split.TRAIN), dtype=np.int8)
-    split[rest < shares.holdback + shares.validation] = Split.VALIDATION
-    split[rest < shares.holdback] = Split.HOLDBACK
+    split = _trained_as(held_back)
+    split[rest < shares.validation] = Split.VALIDATION
     split[rest < 0] = Split.SEEN
     return split
+
+
+def held_back_alone(
+    keys: Iterable[str], holdback: float, validation: float, seed: int
+) -> npt.NDArray[np.bool_]:
+    """[N] whether each record, named by its ``record_keys``, is held back if it tests nothing.
+
+    By its own hash alone.  A record that is not for validation is held back with probability
+    holdback / (1 - validation), so that a share ``holdback`` of both together is.
+    """
+    return hashed_uniform(seed, "holdback", keys) < holdback / (1 - validation)
+
+
+def _trained_as(held_back: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8]:
+    return np.where(held_back, int(Split.HOLDBACK), int(Split.TRAIN)).astype(np.int8)
 
 
 def _positions(user: npt.NDArray[np.int32], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -147,30 +168,41 @@ def assign_splits(population: Population, shares: SplitShares, seed: int) -> Pop
     """The population with ``split`` of every record and ``federated`` of every user set anew.
 
     A SEEN record whose texts turn out to be in nobody's training becomes UNSEEN, and one of
-    which only some texts are in the federated users' TRAIN records becomes TRAIN, so that
-    both test splits mean what they say also where texts are rare.
+    which only some texts are in the federated users' TRAIN records trains or is held back, so
+    that both test splits mean what they say also where texts are rare.
     """
     records = population.records
     federated = federated_users([u.user_id for u in population.users], shares, seed)
     unseen = unseen_units(_units(population), shares, seed)
     split = np.full(len(records), int(Split.UNSEEN), dtype=np.int8)
     seen = ~unseen[records.chosen]
-    uniform = hashed_uniform(seed, "record", record_keys(population))
-    split[seen] = split_by_record(records.user[seen], uniform[seen], shares)
+    keys = record_keys(population)
+    uniform = hashed_uniform(seed, "record", keys)
+    held_back = held_back_alone(keys, shares.holdback, shares.validation, seed)
+    split[seen] = split_by_record(records.user[seen], uniform[seen], held_back[seen], shares)
     contents = content_index(population.texts)
-    split = _settled(replace(records, split=split), contents, federated)
+    split = _settled(replace(records, split=split), contents, federated, held_back)
     users = tuple(replace(u, federated=bool(f)) for u, f in zip(population.users, federated, strict=True))
     return replace(population, users=users, records=replace(records, split=split))
 
 
 def record_keys(population: Population) -> list[str]:
     """One key a record: user id and the contents of its texts, in either order of the pair."""
-    texts = [t.prompt + _SEPARATOR + t.response for t in population.texts] + [""]
     ids = [u.user_id for u in population.users]
     r = population.records
+    return keys_of(
+        population.texts, [ids[u] for u in r.user.tolist()], r.chosen.tolist(), r.rejected.tolist()
+    )
+
+
+def keys_of(
+    texts: Sequence[Text], user_ids: Sequence[str], chosen: Sequence[int], rejected: Sequence[int]
+) -> list[str]:
+    """``record_keys`` of records given as columns."""
+    contents = [text.prompt + _SEPARATOR + text.response for text in texts] + [""]
     return [
-        _SEPARATOR.join((ids[u], *sorted((texts[a], texts[b]))))
-        for u, a, b in zip(r.user.tolist(), r.chosen.tolist(), r.rejected.tolist(), strict=True)
+        _SEPARATOR.join((user_id, *sorted((contents[a], contents[b]))))
+        for user_id, a, b in zip(user_ids, chosen, rejected, strict=True)
     ]
 
 
@@ -188,7 +220,10 @@ def _units(population: Population) -> list[str]:
 
 
 def _settled(
-    records: Records, contents: npt.NDArray[np.int64], federated: npt.NDArray[np.bool_]
+    records: Records,
+    contents: npt.NDArray[np.int64],
+    federated: npt.NDArray[np.bool_],
+    held_back: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int8]:
     """[N] splits after SEEN records on texts that nobody trains on found their place."""
     split = records.split.copy()
@@ -202,7 +237,7 @@ def _settled(
         if not mixed.any():
             split[seen & ~known] = Split.UNSEEN
             return split
-        split[mixed] = Split.TRAIN
+        split[mixed] = _trained_as(held_back[mixed])
 
 
 def _contents_of(records: Records, contents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

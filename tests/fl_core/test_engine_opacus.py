@@ -28,6 +28,12 @@ from fl_core.records import NO_TEXT
 from fl_core.trunk import Tokens, pad
 from tests.fl_core.tiny_models import LAYERS, Setup, distance, make_setup, mixed_examples
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # PEFT with a newer transformers
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing"),  # the first adapted layer's input
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),  # PEFT corrects it for Conv1D
+]
+
 STEPS, DENOMINATOR, BETA = 3, 4.0, 0.5
 USERS = [0, 0, 0, 0, 0, 2, 2, 2]  # user 1 has no example
 LEARNING_RATE = {"sgd": 0.1, "adam": 3e-4}

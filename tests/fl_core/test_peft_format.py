@@ -31,6 +31,12 @@ from tests.fl_core.tiny_models import (
     tiny_features,
 )
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # PEFT with a newer transformers
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),  # PEFT corrects it for Conv1D
+    pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match"),
+]
+
 KINDS = [
     (shared, personal)
     for shared in ("lora", "b_only", "components")

@@ -15,12 +15,14 @@ from fl_core.errors import AdapterError
 from fl_core.features import FeatureMap
 from fl_core.shared_text import (
     HeadExamples,
+    PrefixStore,
     PublicPairs,
     SharedTextEngine,
     head_examples,
     head_gradient_sums,
     newton_step,
 )
+from fl_core.trunk import pad
 from tests.fl_core.tiny_models import Setup, distance, make_setup, mixed_examples, tiny_features
 
 USERS = sorted([0] * 9 + [1] * 4 + [2] * 11)
@@ -49,9 +51,9 @@ def coefficients(setup: Setup, examples: Examples) -> tuple[Tensor, Tensor]:
 
 
 def shared_engine(
-    setup: Setup, examples: Examples, block_tokens: int = 40, **kwargs: int
+    setup: Setup, examples: Examples, block_tokens: int = 40, store: PrefixStore | None = None
 ) -> SharedTextEngine:
-    return SharedTextEngine(setup.trunk, setup.adapter, setup.texts, examples, block_tokens, **kwargs)
+    return SharedTextEngine(setup.trunk, setup.adapter, setup.texts, examples, block_tokens, store)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -76,15 +78,42 @@ def test_clipped_sums_are_those_of_the_cohort_engine(shared: str, personal: str 
 def test_votes_fill_several_blocks_and_the_cache_changes_nothing() -> None:
     setup = make("components", "components")
     examples = mixed_examples(USERS, len(setup.texts), form="votes")
-    cached, bare = shared_engine(setup, examples, 20), shared_engine(setup, examples, 20, cache_bytes=0)
-    assert len(cached.blocks) > 2
     c, bias = coefficients(setup, examples)
+    one_text = len(setup.texts[0].ids) * setup.trunk.hidden * 4
+    stores = [PrefixStore(setup.trunk, setup.texts, 30, size) for size in (0, 3 * one_text, 2**20)]
+    sums = []
+    for store in stores:
+        engine = shared_engine(setup, examples, 20, store=store)
+        assert len(engine.blocks) > 2
+        for _ in range(2):
+            total, _ = engine.clipped_sum(setup.state.shared[0], c, bias, torch.ones(len(c)), 0.4)
+            sums.append(total)
+    assert all(relative(total, sums[0]) < 1e-6 for total in sums)
+    used = len(np.unique(examples.chosen))
+    assert [len(store._kept) for store in stores][::2] == [0, used]
+    assert 0 < len(stores[1]._kept) < used
+    assert sum(kept.numel() * 4 for kept in stores[1]._kept.values()) <= 3 * one_text
+
+
+def test_a_store_computes_each_text_once_and_gives_the_trunks_prefix() -> None:
+    setup = make("components", "components")
+    store, calls = PrefixStore(setup.trunk, setup.texts, batch_tokens=25), []
+    prefix = setup.trunk.prefix
+    setup.trunk.prefix = lambda ids, lengths: calls.append(len(ids)) or prefix(ids, lengths)
     for _ in range(2):
-        a, _ = cached.clipped_sum(setup.state.shared[0], c, bias, torch.ones(len(c)), 0.4)
-        b, _ = bare.clipped_sum(setup.state.shared[0], c, bias, torch.ones(len(c)), 0.4)
-        assert torch.equal(a, b)
-    assert cached._prefix
-    assert not bare._prefix
+        seen = []
+        for index in store.batches(np.arange(9)):
+            hidden, lengths, response = store.batch(index)
+            ids, wanted_lengths, wanted_response = pad([setup.texts[int(i)] for i in index], 0)
+            assert ids.numel() <= 25 or len(index) == 1
+            assert torch.equal(lengths, wanted_lengths)
+            assert torch.equal(response, wanted_response)
+            alone = prefix(ids, lengths)
+            for row, length in enumerate(lengths):
+                assert distance(hidden[row, :length], alone[row, :length]) < 1e-6
+            seen += index.tolist()
+        assert sorted(seen) == list(range(9))
+    assert sum(calls) == 9
 
 
 def test_weights_multiply_after_clipping_and_public_examples_are_not_clipped() -> None:
@@ -149,11 +178,9 @@ def test_features_are_those_of_single_passes() -> None:
         scores = setup.engine.scores(np.zeros(9, dtype=np.int64), np.arange(9), state)
         wanted = got @ layout.view(unit, "head.common") / hidden**0.5 + layout.view(unit, "head.bias")
         assert distance(scores, wanted) < 2e-6
-        pooled = engine.pooled(np.array([4, 1]))
-        bare = engine.features(torch.zeros_like(unit), w_s=0.0).features[[4, 1]]
-        if features is not None and features.whiten is not None:
-            pooled = (pooled - features.centre) @ features.whiten
-        assert distance(pooled, bare) < 2e-6
+        some = engine.features(unit, np.array([4, 1])).features
+        assert distance(some[[4, 1]], got[[4, 1]]) < 2e-6
+        assert not some[[0, 2, 3, 5, 6, 7, 8]].any()
 
 
 # --- The personal side ---------------------------------------------------------------------
@@ -227,6 +254,6 @@ def test_a_block_never_separates_a_pair() -> None:
     )
     engine = shared_engine(setup, pairs, block_tokens=1)
     of_text = {int(text): number for number, block in enumerate(engine.blocks) for text in block.texts}
-    assert sorted(of_text) == list(range(9))
+    assert sorted(of_text) == [0, 1, 2, 3, 4]
     assert of_text[0] == of_text[1] == of_text[4] != of_text[2] == of_text[3]
     assert sorted(int(i) for block in engine.blocks for i in block.examples) == [0, 1, 2]

@@ -60,6 +60,8 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
             n_head=2,
             n_positions=32,
             initializer_range=0.2,
+            bos_token_id=1,
+            eos_token_id=1,
         )
         return GPT2LMHeadModel(config)
     made, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
@@ -202,4 +204,5 @@ def make_setup(
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Largest |a - b| relative to max(1, |b|)."""
+    a, b = a.detach(), b.detach()
     return float(((a - b).abs() / b.abs().clamp_min(1.0)).max()) if a.numel() else 0.0

@@ -59,18 +59,51 @@ def by_user(population: Population) -> dict[str, dict[tuple[int, int], int]]:
 
 def test_ten_records_by_hand():
     # Positions .05 .15 .25 ... ; below .2 is SEEN; the rest, rescaled to [0, 1), is
-    # .0625 HOLDBACK, .1875 VALIDATION, and six TRAIN.
-    uniform = np.arange(10)[::-1] / 10
-    split = splits.split_by_record(np.zeros(10, dtype=np.int32), uniform, SplitShares())
-    assert split.tolist() == [0, 0, 0, 0, 0, 0, 2, 1, 3, 3]
+    # .0625 VALIDATION, and of the seven others two say that they are held back.
+    uniform, held_back = np.arange(10)[::-1] / 10, np.array([1, 0, 0, 0, 1, 0, 0, 1, 1, 0], dtype=bool)
+    split = splits.split_by_record(np.zeros(10, dtype=np.int32), uniform, held_back, SplitShares())
+    assert split.tolist() == [1, 0, 0, 0, 1, 0, 0, 2, 3, 3]
 
 
 def test_equal_keys_of_one_user_fall_together_and_users_are_apart():
     user = np.array([0, 0, 0, 1, 1], dtype=np.int32)
     uniform = np.array([0.9, 0.1, 0.1, 0.1, 0.5])
     # User 0 has two distinct numbers (positions .25, .75), and so has user 1.
-    split = splits.split_by_record(user, uniform, SplitShares(test=0.3))
+    none = np.zeros(5, dtype=bool)
+    split = splits.split_by_record(user, uniform, none, SplitShares(test=0.3))
     assert split.tolist() == [0, 3, 3, 3, 0]
+
+
+def test_whether_a_record_is_held_back_does_not_depend_on_the_user_s_other_records():
+    population, alone = votes(40, 60), SplitShares(unseen_texts=0)
+    whole = by_user(assign_splits(population, alone, seed=4))
+    rows = np.random.default_rng(0).random(len(population.records)) < 0.5
+    half = by_user(assign_splits(replace(population, records=population.records.take(rows)), alone, seed=4))
+    kinds = {int(Split.TRAIN), int(Split.HOLDBACK)}
+    both = [
+        (split, whole[user][texts])
+        for user, own in half.items()
+        for texts, split in own.items()
+        if {split, whole[user][texts]} <= kinds
+    ]
+    assert sum(first == Split.HOLDBACK for first, _ in both) > 20
+    assert all(first == second for first, second in both)
+
+
+def test_held_back_numbers_spread_as_independent_draws_do():
+    # With 40 records each, ranks would give every user exactly 4; independent draws do not.
+    keys = [f"user {i // 40}: {i}" for i in range(40 * 500)]
+    counts = splits.held_back_alone(keys, 0.09, 0.1, seed=0).reshape(500, 40).sum(axis=1)
+    # Binomial(40, 0.1): mean 4 (standard error .085), variance 3.6 (standard error about .23).
+    assert counts.mean() == pytest.approx(4.0, abs=0.4)
+    assert counts.var() == pytest.approx(3.6, abs=1.0)
+
+
+def test_a_user_may_have_all_records_held_back():
+    population = assign_splits(votes(400, 4), SplitShares(unseen_texts=0, unfederated_users=0), seed=0)
+    r = population.records
+    trained, held = (np.bincount(r.user[r.split == s], minlength=400) > 0 for s in (0, 1))
+    assert (held & ~trained).any() and (trained & ~held).any()
 
 
 @pytest.mark.parametrize("population", [votes(150, 120), choices(20, 300)], ids=["votes", "pairs"])
@@ -126,7 +159,8 @@ def test_same_seed_same_splits_and_another_seed_others():
 
 
 def test_a_text_that_only_test_records_hold_becomes_unseen():
-    # Every user votes on texts that nobody else votes on: nothing can be SEEN.
+    # Every user votes on texts that nobody else votes on: nothing can be SEEN.  Of each user's
+    # ten, two are tests and one (of eight, at (k - 1/2) / 10) is for validation.
     rows = [(u, 10 * u + t, NO_TEXT, 1, 0, 0, 0) for u in range(8) for t in range(10)]
     population = Population(
         name="private",
@@ -137,7 +171,8 @@ def test_a_text_that_only_test_records_hold_becomes_unseen():
     )
     split = assign_splits(population, SplitShares(unseen_texts=0, unfederated_users=0), seed=0)
     counts = np.bincount(split.records.split, minlength=5)
-    assert counts.tolist() == [48, 8, 8, 0, 16]
+    assert (counts[Split.VALIDATION], counts[Split.SEEN], counts[Split.UNSEEN]) == (8, 0, 16)
+    assert counts[Split.TRAIN] + counts[Split.HOLDBACK] == 56 and counts[Split.HOLDBACK] > 0
     check_no_leak(split)
 
 

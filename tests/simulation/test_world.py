@@ -80,8 +80,10 @@ def test_pairs_are_answers_to_one_prompt() -> None:
 
 def test_everybody_can_train_and_be_tested() -> None:
     population = world()[0]
-    for split in (Split.TRAIN, Split.SEEN, Split.UNSEEN):
-        assert len(set(population.records.of_split(split).user.tolist())) == CONFIG.users
+    for splits in ((Split.TRAIN, Split.HOLDBACK), (Split.SEEN,), (Split.UNSEEN,)):
+        assert len(set(population.records.of_split(*splits).user.tolist())) == CONFIG.users
+    # A user of very few records may have all of them held back: each is decided alone.
+    assert len(set(population.records.of_split(Split.TRAIN).user.tolist())) >= 0.98 * CONFIG.users
     shares = np.bincount(population.records.split, minlength=5)[:3]
     assert shares[1:] / shares.sum() == pytest.approx([0.1, 0.1], abs=0.02)
 
@@ -214,4 +216,22 @@ def test_config_is_frozen() -> None:
 
 def test_a_tiny_world_still_works() -> None:
     population = build_world(WorldConfig(users=2, prompts=2, answers=3, flawed_answers=0))
-    assert len(population.records.of_split(Split.TRAIN)) >= 2
+    assert len(population.records.of_split(Split.TRAIN, Split.HOLDBACK)) >= 2
+
+
+def test_whether_a_record_is_held_back_is_decided_for_it_alone() -> None:
+    config = WorldConfig(users=300, records_mean=30)
+    few = _held_back(config)
+    many = _held_back(config.model_copy(update={"records_mean": 60.0}))
+    both = few.keys() & many.keys()
+    assert len(both) > 300 and sum(few[key] for key in both) > 20
+    assert all(few[key] == many[key] for key in both)
+    assert np.mean(list(few.values())) == pytest.approx(0.1 / 0.9, abs=0.02)  # validation is left out
+
+
+def _held_back(config: WorldConfig) -> dict[tuple[int, int, int], bool]:
+    """(user, text, text) of each TRAIN or HOLDBACK record, and whether it is held back."""
+    records = build_world(config).records.of_split(Split.TRAIN, Split.HOLDBACK)
+    low, high = np.minimum(records.chosen, records.rejected), np.maximum(records.chosen, records.rejected)
+    keys = zip(records.user.tolist(), low.tolist(), high.tolist(), strict=True)
+    return dict(zip(keys, (records.split == Split.HOLDBACK).tolist(), strict=True))

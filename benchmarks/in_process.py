@@ -1,0 +1,44 @@
+"""Train an arm in this process, without Flower: the same trainers, the same server optimizer.
+
+For measurements that compare many settings; figures of whole runs come from ``duet simulate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fl_client.trainer import NodeTrainer
+from fl_core.config import RunConfig
+from fl_core.shared import Arm, Arrays, initial_shared
+from strategies.server_optimizer import RULES, OptimizerState, rates
+
+
+def rounds_of(node: NodeTrainer, config: RunConfig, arm: str) -> Iterator[tuple[int, Arrays]]:
+    """(round, shared adapter after it) of every round, with one node that hosts all users."""
+    theta, state = initial_shared(config, arm), OptimizerState()
+    federation = config.federation
+    for server_round in range(1, federation.rounds + 1):
+        sums, users = node.train(arm, server_round, theta)
+        update = {name: value.astype(np.float64) / max(1, users) for name, value in sums.items()}
+        done = state.step / federation.rounds
+        factors = rates(theta, federation.server_lr, federation.head_factor, done)
+        rate = factors if federation.server == "adam" else federation.server_lr
+        theta, state = RULES[federation.server](theta, update, state, rate)
+        yield server_round, theta
+
+
+def train_arm(
+    config: RunConfig, population: Path, out: Path, arm: str, watch: Callable[[int], None] = lambda _: None
+) -> tuple[NodeTrainer, Arrays]:
+    """All rounds of an arm, then its personal phase; returns the node and the shared adapter."""
+    node = NodeTrainer(config, population, out, 0, 1)
+    theta = initial_shared(config, arm)
+    if Arm.named(arm).kind != "local":
+        for server_round, theta in rounds_of(node, config, arm):
+            watch(server_round)
+    if Arm.named(arm).kind != "shared":
+        node.personalize(arm, config.federation.rounds + 1, theta)
+    return node, theta

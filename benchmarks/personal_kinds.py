@@ -1,0 +1,131 @@
+"""Which personal kind helps at which number of records, with and without DP: one picture.
+
+One shared adapter setting, one population, the personal kinds side by side: ``components``
+(K mixing weights over shared components), ``subspace`` (r numbers along public directions),
+``b_only`` (a whole head vector) and ``lora`` (a rank-r LoRA of its own in the trunk's top layer
+and a head vector; trained after the rounds, on the ``b_only`` run's shared adapter).
+
+    python -m benchmarks.personal_kinds --out docs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.in_process import train_arm
+from fl_client.trainer import NodeTrainer
+from fl_core.config import RunConfig
+from fl_core.records import Population, Split
+from fl_core.shared import Arrays
+from simulation.figures import sweep_figure
+from simulation.held_out import held_out_pairs
+from simulation.metrics import RECORD_BUCKETS, train_counts, user_means
+from simulation.metrics import right as ordered_rightly
+from simulation.scores import arm_scorer
+from simulation.uncertainty import bootstrap_interval
+
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "components": {},
+    "subspace": {"shared.kind": "b_only", "personal.kind": "subspace", "personal.rank": 8},
+    "b_only": {"shared.kind": "b_only", "personal.kind": "b_only"},
+    "lora": {
+        "shared.kind": "b_only",
+        "personal.kind": "lora",
+        "personal.targets": "q_proj,v_proj",
+        "personal.layers": "top:1",
+        "personal.rank": 2,
+        "train.inner": "sgd",
+        "train.personal-lr": 0.2,
+    },
+}
+
+
+def settings(kind: str, epsilon: float, rounds: int, seed: int) -> RunConfig:
+    """The run of one kind; epsilon 0 leaves DP out."""
+    flat = RunConfig().to_flat() | dict(KINDS[kind])
+    flat |= {"privacy.epsilon": epsilon or 8.0, "federation.rounds": rounds, "seed": seed}
+    return RunConfig.from_flat(flat)
+
+
+def accuracies(node: NodeTrainer, arm: str, theta: Arrays | None, personal: bool) -> np.ndarray:
+    """[U] each user's accuracy on SEEN pairs, NaN where there is none."""
+    population = node.cohort.population
+    pairs = held_out_pairs(population, Split.SEEN)
+    trainer = node.arm(arm)
+    state = trainer.store.everyone() if personal else None
+    margins = arm_scorer(node, trainer, theta, state).pairs(pairs)
+    return user_means(ordered_rightly(margins), pairs.user, len(population.users))
+
+
+def rows_of(kind: str, private: bool, gain: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
+    """Mean gain with its 95% interval in each bucket of numbers of TRAIN records."""
+    rows = []
+    edges = [*RECORD_BUCKETS[1:], 10**9]
+    for low, high in zip(edges, edges[1:], strict=False):
+        here = gain[(counts >= low) & (counts < high) & ~np.isnan(gain)]
+        if len(here) >= 5:
+            name = f"{low}-{high - 1}" if high < 10**9 else f"{low}+"
+            interval = bootstrap_interval(here, np.ones(len(here)), 0)
+            rows.append(
+                {
+                    "kind": kind,
+                    "dp": private,
+                    "records_bucket": name,
+                    "accuracy_gain": float(here.mean()),
+                    "ci": interval,
+                    "users": len(here),
+                }
+            )
+    return rows
+
+
+def measure(population: Path, epsilon: float, rounds: int, seed: int) -> list[dict[str, Any]]:
+    """Gains over the shared adapter alone (without DP) for every kind, with and without DP."""
+    counts = train_counts(Population.load(population))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        node, theta = train_arm(settings("b_only", 0, rounds, seed), population, out / "shared", "shared")
+        pooled = accuracies(node, "shared", theta, personal=False)
+        rows: list[dict[str, Any]] = []
+        kept: dict[str, Arrays] = {}
+        for kind in KINDS:
+            for arm in ("dual", "dual_dp"):
+                started, config = time.monotonic(), settings(kind, epsilon, rounds, seed)
+                if kind == "lora":  # needs passes of its own for every user: after the rounds only
+                    node = NodeTrainer(config, population, out / kind, 0, 1)
+                    theta = kept[arm]
+                    node.personalize(arm, rounds + 1, theta)
+                else:
+                    node, theta = train_arm(config, population, out / kind, arm)
+                    kept[arm] = theta
+                gain = accuracies(node, arm, theta, personal=True) - pooled
+                rows += rows_of(kind, arm == "dual_dp", gain, counts)
+                print(f"{kind} {arm}: gain {np.nanmean(gain):+.4f}  {time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--population", type=Path, required=True, help="a folder that `duet prepare` wrote")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the picture and the figures")
+    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rows = measure(args.population, args.epsilon, args.rounds, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "personal_kinds.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (args.out / "personal_kinds.svg").write_bytes(sweep_figure(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What a reward head reads: pooling and whitening by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fl_core.features import SHRINKAGE, FeatureMap
+
+FINAL = torch.arange(12.0).view(2, 3, 2)  # two rows of three positions of width two
+LENGTHS = torch.tensor([3, 2])
+RESPONSE = torch.tensor([[False, True, True], [False, True, False]])
+
+
+def test_pooling_by_hand() -> None:
+    last = FeatureMap.plain(2)
+    assert last(FINAL, LENGTHS, RESPONSE).tolist() == [[4, 5], [8, 9]]
+    both = FeatureMap.plain(2, "last-mean")
+    assert both.width == 4
+    assert both(FINAL, LENGTHS, RESPONSE).tolist() == [[4, 5, 3, 4], [8, 9, 8, 9]]
+
+
+def test_padding_beyond_a_row_and_a_wider_mask_are_not_read() -> None:
+    both, poisoned = FeatureMap.plain(2, "last-mean"), FINAL.clone()
+    poisoned[1, 2] = 1e6
+    wider = torch.cat([RESPONSE, torch.zeros(2, 4, dtype=torch.bool)], dim=1)
+    assert torch.equal(both(poisoned, LENGTHS, wider), both(FINAL, LENGTHS, RESPONSE))
+
+
+def test_a_text_without_a_response_has_a_mean_of_zero() -> None:
+    both = FeatureMap.plain(2, "last-mean")(FINAL, LENGTHS, torch.zeros(2, 3, dtype=torch.bool))
+    assert both[:, 2:].tolist() == [[0, 0], [0, 0]]
+
+
+def test_whitening_centres_decorrelates_and_orders_by_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pooled = torch.randn(500, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 4.0
+    fitted = FeatureMap.plain(6).fitted(pooled)
+    final = pooled[:, None]
+    phi = fitted(final, torch.ones(500, dtype=torch.int64), torch.ones(500, 1, dtype=torch.bool))
+    assert phi.mean(0).abs().max() < 1e-4
+    covariance = phi.T @ phi / 500
+    assert (covariance - torch.diag(covariance.diag())).abs().max() < 1e-4
+    variance = torch.linalg.eigvalsh((pooled - pooled.mean(0)).T @ (pooled - pooled.mean(0)) / 500).flip(0)
+    wanted = variance / (variance + SHRINKAGE * variance.mean())
+    assert covariance.diag().tolist() == pytest.approx(wanted.tolist(), rel=1e-3)
+
+
+def test_directions_that_public_texts_lack_are_not_blown_up() -> None:
+    """Fewer texts than dimensions, and a constant column."""
+    pooled = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    pooled[:, 3] = 2.0
+    fitted = FeatureMap.plain(8).fitted(pooled)
+    assert fitted.whiten is not None
+    assert fitted.whiten.isfinite().all()
+    assert fitted.whiten.abs().max() < 1 / (SHRINKAGE * pooled.var(0).mean() / 2).sqrt()
