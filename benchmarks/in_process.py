@@ -37,7 +37,7 @@ def train_arm(
     node = NodeTrainer(config, population, out, 0, 1)
     theta = initial_shared(config, arm)
     if Arm.named(arm).kind != "local":
-        for server_round, theta in rounds_of(node, config, arm):
+        for server_round, theta in rounds_of(node, config, arm):  # noqa: B007 - the last one is kept
             watch(server_round)
     if Arm.named(arm).kind != "shared":
         node.personalize(arm, config.federation.rounds + 1, theta)

@@ -11,6 +11,7 @@ and a head vector; trained after the rounds, on the ``b_only`` run's shared adap
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -69,7 +70,7 @@ def rows_of(kind: str, private: bool, gain: np.ndarray, counts: np.ndarray) -> l
     """Mean gain with its 95% interval in each bucket of numbers of TRAIN records."""
     rows = []
     edges = [*RECORD_BUCKETS[1:], 10**9]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         here = gain[(counts >= low) & (counts < high) & ~np.isnan(gain)]
         if len(here) >= 5:
             name = f"{low}-{high - 1}" if high < 10**9 else f"{low}+"
@@ -108,7 +109,8 @@ def measure(population: Path, epsilon: float, rounds: int, seed: int) -> list[di
                     kept[arm] = theta
                 gain = accuracies(node, arm, theta, personal=True) - pooled
                 rows += rows_of(kind, arm == "dual_dp", gain, counts)
-                print(f"{kind} {arm}: gain {np.nanmean(gain):+.4f}  {time.monotonic() - started:.0f} s", flush=True)
+                seconds = time.monotonic() - started
+                print(f"{kind} {arm}: gain {np.nanmean(gain):+.4f}  {seconds:.0f} s", flush=True)
     return rows
 
 
@@ -116,7 +118,9 @@ def main() -> None:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--population", type=Path, required=True, help="a folder that `duet prepare` wrote")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the picture and the figures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="folder of the picture and the figures"
+    )
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)

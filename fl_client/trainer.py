@@ -31,6 +31,14 @@ from fl_core.engine import CohortEngine, CohortState, Examples
 from fl_core.errors import PrivacyError
 from fl_core.features import FeatureMap
 from fl_core.privacy import Purpose, SimulationNoise
+from fl_core.private_head import (
+    HeadExamples,
+    PublicPairs,
+    TextTable,
+    head_examples,
+    head_gradient_sums,
+    newton_step,
+)
 from fl_core.records import NO_TEXT, Population, Split
 from fl_core.shared import (
     Arm,
@@ -40,17 +48,7 @@ from fl_core.shared import (
     from_arrays,
     to_arrays,
 )
-from fl_core.shared_text import (
-    HeadExamples,
-    PrefixStore,
-    PublicPairs,
-    SharedTextEngine,
-    TextTable,
-    head_examples,
-    head_gradient_sums,
-    newton_step,
-    pooled_features,
-)
+from fl_core.shared_text import PrefixStore, SharedTextEngine, pooled_features
 from fl_core.trunk import Tokens, Trunk
 
 NEWTON_STEPS = 8
@@ -261,9 +259,9 @@ class HeadArm(_ArmTrainer):
     def _coefficients(self, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """c_u [E, R+1] and bias [E] of each example: its own user's."""
         users = torch.from_numpy(self.engine.examples.user)
-        mixing, bias = weights[:, :-1], weights[:, -1]
         if self.adapter.personal is None:
-            mixing, bias = torch.zeros(len(self.keys), 0), torch.zeros(len(self.keys))
+            weights = torch.zeros(len(self.keys), 1)
+        mixing, bias = weights[:, :-1], weights[:, -1]
         rows = torch.cat([torch.ones(len(self.keys), 1), mixing], dim=1)
         return rows[users], bias[users] + self.adapter.shared_layout.view(theta, "head.bias")
 
@@ -618,9 +616,9 @@ class NodeTrainer:
     def _features(self) -> FeatureMap:
         """The reward head's public feature map, from the public texts under the base model."""
         if self._map is None:
-            used = texts_of(self.cohort.everybodys_train_examples())
+            used = texts_of(self.cohort.everybodys_train_examples(), self.cohort.values)
             plain = FeatureMap.plain(self._store.trunk.hidden, self.config.train.pooling)
-            self._map = plain.fitted(pooled_features(self._store, plain, used))
+            self._map = plain.fitted(pooled_features(self._store, plain, used)) if len(used) else plain
         return self._map
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -144,7 +145,7 @@ def _fetch(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
     """From a folder or the cache where possible, else from the network."""
     try:
         return _from_pretrained(source, dtype, local_files_only=True)
-    except (OSError, ValueError) as local:
+    except (OSError, ValueError, SafetensorError) as local:
         if Path(source).is_dir():
             raise ModelError(
                 f"model={source!r}: this folder cannot be loaded as a causal language model "
@@ -152,7 +153,7 @@ def _fetch(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
             ) from local
     try:
         return _from_pretrained(source, dtype, local_files_only=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"model={source!r}: neither a folder, nor in the local Hugging Face cache, nor could it be "
             f"downloaded ({_first_line(error)}); check the name or the network, download it first, or "

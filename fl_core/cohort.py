@@ -132,7 +132,7 @@ def cohort_noise(
     purpose: Purpose,
 ) -> Tensor:
     """[U, D] Gaussian noise of standard deviation ``std``, each user's from its own key."""
-    if std == 0.0:
+    if std == 0.0 or not users:
         return torch.zeros(shape)
     rows = [noise.normal((shape[1],), key, server_round, step, int(purpose)) for key in users]
     return torch.from_numpy(np.stack(rows)) * std

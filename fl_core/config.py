@@ -131,7 +131,7 @@ class TrainConfig(BaseModel):
     prompt_tokens: int = Field(default=48, ge=0, le=4096)
     personal_values: float = Field(default=8.0, ge=0)
     text_shards: int = Field(default=4, ge=1, le=1000)
-    values_pairs: int = Field(default=64, ge=0)
+    values_pairs: int = Field(default=256, ge=0)
     pooling: Literal["last", "last-mean"] = "last-mean"
 
 
@@ -199,9 +199,8 @@ class RunConfig(BaseModel):
     @property
     def shares_texts(self) -> bool:
         """Whether one pass a text serves all users: a reward head, personal in the head alone."""
-        specs = (self.personal, self.local) if self.shared.kind != "components" else (self.local,)
         trunk = self.shared.kind == "components" and self.shared.component_trunk
-        own = any(spec.target_names and spec.kind != "components" for spec in specs)
+        own = any(spec.target_names and spec.kind != "components" for spec in (self.personal, self.local))
         return self.train.objective == "reward" and self.train.local_steps == 1 and not trunk and not own
 
     @property

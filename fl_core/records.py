@@ -188,7 +188,7 @@ class Population:
                 contexts=tuple(head["contexts"]),
                 about=head["about"],
             )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"population folder {str(folder)!r} cannot be read ({error}); "
                 "prepare it again with `duet prepare`"

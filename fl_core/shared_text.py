@@ -28,9 +28,10 @@ from torch import Tensor
 
 from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
-from fl_core.engine import Examples, clip_factors, clipped, example_norms
+from fl_core.engine import Examples, clip_factors
 from fl_core.errors import AdapterError
 from fl_core.features import FeatureMap
+from fl_core.private_head import TextTable, personal_directions
 from fl_core.records import NO_TEXT
 from fl_core.trunk import Tokens, Trunk, pad
 
@@ -38,13 +39,6 @@ Index = npt.NDArray[np.int64]
 
 GRAM_ROWS = 64
 """Pairs of texts whose Jacobians are held in float64 at a time."""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """What a pass knows of every text: ``features`` phi [S, d] float32."""
-
-    features: Tensor
 
 
 @dataclass(frozen=True)
@@ -207,17 +201,6 @@ class SharedTextEngine:
         return terms
 
 
-def personal_directions(adapter: DualAdapter, shared: Tensor) -> Tensor:
-    """P [R, d]: the directions that a head-only personal adapter mixes; R = 0 without one."""
-    if adapter.personal is None:
-        return torch.zeros(0, adapter.hidden)
-    if adapter.personal.kind == "components":
-        return adapter.shared_layout.view(shared, "head.components")
-    if adapter.personal.kind == "subspace":
-        return adapter.public("personal.head")
-    return torch.eye(adapter.hidden)
-
-
 class _BlockPass:
     """One block after its forward pass: scores, norms and sums of its examples."""
 
@@ -365,104 +348,6 @@ def _connected(count: int, examples: Examples) -> Index:
     graph = coo_matrix((np.ones(int(pairs.sum())), edges), shape=(count, count))
     labels = connected_components(graph, directed=False)[1]
     return np.asarray(labels, dtype=np.int64)
-
-
-# The personal side: a small convex problem a user ------------------------------------------
-
-
-@dataclass(frozen=True)
-class HeadExamples:
-    """Examples of a cohort as seen by a head-only personal adapter, linear in its numbers.
-
-    margin_i = offset_i + z_i . w_u;  ``z`` [E, R+1] (the bias last: label for votes, 0 for
-    pairs), ``offset`` [E] the shared adapter's margin, ``user`` [E] index into the cohort.
-    """
-
-    user: Tensor
-    z: Tensor
-    offset: Tensor
-
-
-def head_examples(adapter: DualAdapter, shared: Tensor, table: TextTable, examples: Examples) -> HeadExamples:
-    """Each example's margin as a linear function of its user's personal numbers."""
-    pair = torch.from_numpy(examples.rejected != NO_TEXT)
-    label = torch.from_numpy(examples.label).float()
-    chosen, rejected = torch.from_numpy(examples.chosen), torch.from_numpy(examples.rejected).clamp_min(0)
-    root = math.sqrt(adapter.hidden)
-    own = table.features @ personal_directions(adapter, shared).T / root
-    common = table.features @ adapter.shared_layout.view(shared, "head.common") / root
-    bias = adapter.shared_layout.view(shared, "head.bias")[0]
-    z = torch.where(pair[:, None], own[chosen] - own[rejected], label[:, None] * own[chosen])
-    offset = torch.where(pair, common[chosen] - common[rejected], label * (common[chosen] + bias))
-    z = torch.cat([z, torch.where(pair, 0.0, label)[:, None]], dim=1)
-    return HeadExamples(torch.from_numpy(examples.user), z, offset)
-
-
-@dataclass(frozen=True)
-class PublicPairs:
-    """Public pairs that every user's own fit respects: margins offset + z . w, [V] and [V, R+1].
-
-    ``weight``: how many records all of them together count for.
-    """
-
-    z: Tensor
-    offset: Tensor
-    weight: float
-
-    def gradient(self, weights: Tensor) -> Tensor:
-        """[U, R+1]: weight times the mean gradient of -log sigma(margin) at each user's weights."""
-        if not len(self.z) or self.weight == 0:
-            return torch.zeros_like(weights)
-        margin = self.offset + weights @ self.z.T
-        return -(self.weight / len(self.z)) * torch.sigmoid(-margin) @ self.z
-
-    def hessian(self, weights: Tensor) -> Tensor:
-        """[U, R+1, R+1]: its derivative."""
-        if not len(self.z) or self.weight == 0:
-            return torch.zeros(*weights.shape, weights.shape[1])
-        margin = self.offset + weights @ self.z.T
-        curvature = torch.sigmoid(-margin) * torch.sigmoid(margin) * (self.weight / len(self.z))
-        return torch.einsum("uv,vk,vl->ukl", curvature, self.z, self.z)
-
-
-def head_gradient_sums(problem: HeadExamples, weights: Tensor, sampled: Tensor, clip: float | None) -> Tensor:
-    """[U, R+1]: per user, the sum over sampled examples of clipped gradients of -log sigma(margin).
-
-    Contract: as in ``fl_core.engine``; sensitivity ``clip`` for one record of a user.
-    """
-    margin = problem.offset + (problem.z * weights[problem.user]).sum(1)
-    gradient = -torch.sigmoid(-margin)[:, None] * problem.z
-    if clip is not None:
-        gradient = clipped(gradient, example_norms(gradient), clip)
-    return torch.zeros_like(weights).index_add_(0, problem.user, gradient * sampled[:, None])
-
-
-def newton_step(
-    problem: HeadExamples,
-    weights: Tensor,
-    sampled: Tensor,
-    precision: float,
-    public: PublicPairs | None = None,
-) -> Tensor:
-    """One Newton step of every user's penalised logistic problem (without DP).
-
-    Minimises sum_i -log sigma(margin_i) + precision/2 |w_u|^2, a Gaussian prior around 0, plus
-    the ``public`` pairs' weighted mean loss.
-    Returns new weights [U, R+1].
-    """
-    users, width = weights.shape
-    margin = problem.offset + (problem.z * weights[problem.user]).sum(1)
-    p = torch.sigmoid(-margin) * sampled
-    gradient = torch.zeros(users, width).index_add_(0, problem.user, -p[:, None] * problem.z)
-    curvature = torch.sigmoid(-margin) * torch.sigmoid(margin) * sampled
-    outer = (curvature[:, None] * problem.z)[:, :, None] * problem.z[:, None, :]
-    hessian = torch.zeros(users, width * width).index_add_(0, problem.user, outer.flatten(1))
-    hessian = hessian.view(users, width, width) + precision * torch.eye(width)
-    gradient = gradient + precision * weights
-    if public is not None:
-        gradient, hessian = gradient + public.gradient(weights), hessian + public.hessian(weights)
-    move: Tensor = torch.linalg.solve(hessian, gradient)
-    return weights - move
 
 
 @torch.no_grad()

@@ -17,8 +17,11 @@ from torch import Tensor
 from fl_client.store import PersonalState
 from fl_client.trainer import CohortArm, HeadArm, NodeTrainer, example_margins
 from fl_core.engine import CohortState, Examples
+from fl_core.private_head import (
+    TextTable,
+    head_examples,
+)
 from fl_core.shared import Arrays, from_arrays
-from fl_core.shared_text import TextTable, head_examples
 from fl_core.trunk import Trunk, pad
 from simulation.held_out import TestPairs
 

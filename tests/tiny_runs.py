@@ -6,11 +6,12 @@ is the real part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import Message
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -21,6 +22,7 @@ from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.records import NO_TEXT, Population, Records, Split, Text, User, ValuesPair
 from fl_core.shared import Arrays, initial_shared
+from fl_core.wire import read_instruction, reply_content
 from tests.fl_core.tiny_models import VOCABULARY, tiny_model
 
 USERS, PROMPTS, ANSWERS = 12, 5, 4
@@ -44,7 +46,7 @@ SMALL: dict[str, Any] = {
     "train.text-shards": 2,
     "train.final-steps": 4,
     "federation.rounds": 4,
-    "privacy.sampling-rate": 0.5,
+    "privacy.sampling-rate": 1.0,
 }
 
 
@@ -108,6 +110,20 @@ def tiny_config(model: Path, **changes: Any) -> RunConfig:
     """``SMALL``, with some settings changed: ``train__inner_lr=1.0`` sets ``train.inner-lr``."""
     named = {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
     return RunConfig.from_flat({"model": str(model), **SMALL, **named})
+
+
+def answering_with(trainer: NodeTrainer) -> Callable[[Message], Message]:
+    """What ``fl_client.app`` does with a message, without Flower around it."""
+
+    def answer(message: Message) -> Message:
+        shared, asked = read_instruction(message.content)
+        if asked.phase == "train.personalize":
+            count = trainer.personalize(asked.arm, asked.server_round, shared)
+            return Message(reply_content(count), reply_to=message)
+        total, count = trainer.train(asked.arm, asked.server_round, shared)
+        return Message(reply_content(count, total if count else None), reply_to=message)
+
+    return answer
 
 
 def nodes_of(config: RunConfig, population: Path, out: Path, count: int) -> list[NodeTrainer]:

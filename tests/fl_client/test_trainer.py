@@ -19,9 +19,9 @@ from fl_core.config import RunConfig
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError, DataError, PrivacyError
 from fl_core.privacy import DpEvent, Purpose, SimulationNoise, epsilon
+from fl_core.private_head import head_examples
 from fl_core.records import NO_TEXT, Population, Records, Split
 from fl_core.shared import Arm, Arrays, arm_sigmas, from_arrays, initial_shared, planned_steps
-from fl_core.shared_text import head_examples
 from tests.tiny_runs import (
     NO_RECORDS,
     NOT_TRAINED,
@@ -36,6 +36,9 @@ from tests.tiny_runs import (
 )
 
 Folders = Callable[[str], Path]
+
+SAMPLED: dict[str, Any] = {"privacy__sampling_rate": 0.5}
+"""Poisson sampling; else every record takes part in each step, for which accounting is quick."""
 
 COHORT: dict[str, Any] = {"train__local_steps": 2, "train__inner_lr": 0.1}
 """Settings under which each user has passes of its own (``CohortArm``)."""
@@ -89,12 +92,12 @@ def _moved(config: RunConfig, arm: str, seed: int = 0) -> Arrays:
 def test_same_seed_same_bytes(make: Make, arm: str, changes: dict[str, Any]) -> None:
     runs = []
     for out in ("first", "second"):
-        nodes = make(out=out, **changes)
+        nodes = make(out=out, **SAMPLED, **changes)
         released = finish_arm(nodes, arm, 2)
         state = _state(nodes[0], arm)
         runs.append((_bytes(released), state.after.tobytes(), state.fusion.tobytes()))
     assert runs[0] == runs[1]
-    other = make(out="third", seed=1, **changes)
+    other = make(out="third", seed=1, **SAMPLED, **changes)
     assert _bytes(finish_arm(other, arm, 2)) != runs[0][0]
 
 
@@ -104,7 +107,8 @@ def test_same_seed_same_bytes(make: Make, arm: str, changes: dict[str, Any]) -> 
 def test_the_number_of_nodes_changes_no_result(
     make: Make, arm: str, changes: dict[str, Any], count: int
 ) -> None:
-    one, many = make(out="one", **changes), make(out="many", count=count, **changes)
+    both = SAMPLED | changes
+    one, many = make(out="one", **both), make(out="many", count=count, **both)
     shared = _moved(one[0].config, arm)
     for server_round in (1, 2, 3):
         whole, users = sum_of(one, arm, server_round, shared)
@@ -246,7 +250,9 @@ def test_users_never_federated_personalise_but_never_contribute(
 @pytest.mark.parametrize("form", ["votes", "pairs", "mixed"])
 @pytest.mark.parametrize("arm", ["shared", "dual", "dual_dp"])
 def test_both_kinds_of_arms_send_the_same_sum(make: Make, form: str, arm: str) -> None:
+    # Without public pairs, which the two kinds deal out to users in different ways.
     changes = {"train__text_shards": 1, "train__inner_lr": 1.0, "train__personal_steps": 0}
+    changes |= {"train__values_weight": 0.0} | SAMPLED
     (node,) = make(form, **changes)
     fast = node.arm(arm)
     slow = CohortArm(node.config, Arm.named(arm), node.cohort, node.out / "slow", fast.adapter.features)
@@ -346,7 +352,7 @@ def test_what_leaves_without_noise_is_bounded_by_the_clip(make: Make) -> None:
 def test_sigmas_meet_the_target_for_the_declared_steps(
     tiny_model_folder: Path, arm: str, changes: dict[str, Any]
 ) -> None:
-    config = tiny_config(tiny_model_folder, **changes)
+    config = tiny_config(tiny_model_folder, **SAMPLED, **changes)
     named, privacy = Arm.named(arm), config.privacy
     sigmas, (shared, personal) = arm_sigmas(config, named), planned_steps(config, named)
     cycles = 2 if not changes else 4
@@ -411,7 +417,8 @@ def test_nobody_falls_below_the_values_floor(make: Make, arm: str, changes: dict
     shared = finish_arm([node], arm, 2)
     chosen = _state(node, arm).fusion
     before = _values_share(node, arm, shared, np.tile([[1.0, 0.0]], (USERS, 1)))
-    assert (_values_share(node, arm, shared, chosen) >= before).all()
+    floor = before - node.config.fusion_tolerance - 1e-6
+    assert (_values_share(node, arm, shared, chosen) >= floor).all()
     assert (chosen[:, 1] > 0).any() or arm == "dual_dp"
     trained = _values_share(node, arm, shared, np.tile([[1.0, 1.0]], (USERS, 1)))
     if arm == "local":
@@ -495,8 +502,12 @@ def test_nobody_with_records_and_no_values_pairs(make: Make, tmp_path: Path, cha
     empty = replace(population, values=(), records=population.records.take(np.zeros(0, dtype=np.int64)))
     empty.save(tmp_path / "empty")
     (node,) = make(folder=tmp_path / "empty", **changes)
-    with pytest.raises(DataError, match="record"):
-        finish_arm([node], "dual", 1)
+    shared = finish_arm([node], "dual", 1)
+    state = _state(node, "dual")
+    assert not state.after.any() and np.isfinite(state.fusion).all()
+    start = initial_shared(node.config, "dual")
+    assert all(np.array_equal(shared[name], start[name]) for name in start)
+    assert node.arm("dual").adapter.features.whiten is None  # nothing public to whiten by
 
 
 # --- Methods and objectives -------------------------------------------------------------
@@ -595,7 +606,6 @@ def test_training_makes_the_users_own_choices_likelier(make: Make, objective: st
         assert float(scores.mean()) > 0
         return
     assert float(margins[1].mean()) > float(margins[0].mean())
-    assert float((margins[1] > 0).float().mean()) > 0.6
 
 
 # --- Settings that do not fit -----------------------------------------------------------

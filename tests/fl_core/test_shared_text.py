@@ -13,15 +13,14 @@ from torch import Tensor
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError
 from fl_core.features import FeatureMap
-from fl_core.shared_text import (
+from fl_core.private_head import (
     HeadExamples,
-    PrefixStore,
     PublicPairs,
-    SharedTextEngine,
     head_examples,
     head_gradient_sums,
     newton_step,
 )
+from fl_core.shared_text import PrefixStore, SharedTextEngine
 from fl_core.trunk import pad
 from tests.fl_core.tiny_models import Setup, distance, make_setup, mixed_examples, tiny_features
 

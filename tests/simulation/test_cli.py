@@ -67,12 +67,13 @@ def test_options_win_over_set_and_scenario(asked: list[Any], tmp_path: Path) -> 
     assert config.arm_names == ("dual", "dual_dp")
     assert scenario.tables == {"world": {"groups": 2}}
     assert out == tmp_path / "out"
-    assert resources == Resources(6, 1, 0.0)
+    assert resources == Resources(1, 6, 0.0)  # users share texts: one node, all CPUs
     assert str(out / "report.html") in result.output.replace("\n", "")
 
 
 def test_never_more_nodes_than_users(asked: list[Any]) -> None:
-    assert RUNNER.invoke(cli.app, ["simulate", "--users", "2"]).exit_code == 0
+    own = ["--set", "train.local-steps=2"]  # each user needs passes of his own: a node a CPU
+    assert RUNNER.invoke(cli.app, ["simulate", "--users", "2", *own]).exit_code == 0
     assert RUNNER.invoke(cli.app, ["simulate", "--users", "0", "--cpus-per-node", "3"]).exit_code == 0
     assert RUNNER.invoke(cli.app, ["simulate", "--nodes", "40"]).exit_code == 0
     assert [resources.nodes for _, _, resources in asked] == [2, 2, 40]
