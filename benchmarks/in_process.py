@@ -24,7 +24,9 @@ def rounds_of(node: NodeTrainer, config: RunConfig, arm: str) -> Iterator[tuple[
         sums, users = node.train(arm, server_round, theta)
         update = {name: value.astype(np.float64) / max(1, users) for name, value in sums.items()}
         done = state.step / federation.rounds
-        factors = rates(theta, federation.server_lr, federation.head_factor, done)
+        private = Arm.named(arm).private and config.privacy.scope == "both"
+        lr = federation.server_lr * (config.privacy.server_factor if private else 1.0)
+        factors = rates(theta, lr, federation.head_factor, done)
         rate = factors if federation.server == "adam" else federation.server_lr
         theta, state = RULES[federation.server](theta, update, state, rate)
         yield server_round, theta

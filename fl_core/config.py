@@ -47,7 +47,7 @@ class AdapterSpec(BaseModel):
     alpha: float = Field(default=8.0, gt=0)
     targets: str = ""
     layers: str = "top:2"
-    components: int = Field(default=4, ge=1, le=64)
+    components: int = Field(default=6, ge=1, le=64)
     component_trunk: bool = False
 
     @property
@@ -78,6 +78,12 @@ class PrivacyConfig(BaseModel):
     the personal adapter's steps get; the shared update's steps get the rest.
     ``fusion_epsilon``: pure epsilon of choosing fusion weights from held-back records, which
     train nothing, so that it does not add to the training's epsilon but caps with it.
+    ``scope``: ``both``, or ``personal``: only the steps on the personal adapter are private, and
+    uploads are as without DP (for an aggregator that is trusted); the epsilon then says nothing
+    of what a record does through the shared adapter.
+    ``trunk``: whether private uploads hold the trunk's layers too; without, only the reward head
+    is trained privately, because noise grows with the numbers trained.
+    ``server_factor``: private arms' server learning rate is this times the others'.
     """
 
     model_config = FROZEN
@@ -85,9 +91,12 @@ class PrivacyConfig(BaseModel):
     epsilon: float = Field(default=8.0, ge=0, le=1000)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     sampling_rate: float = Field(default=0.2, gt=0, le=1)
-    clip: float = Field(default=1.0, gt=0)
-    personal_share: float = Field(default=0.5, gt=0, lt=1)
+    clip: float = Field(default=0.5, gt=0)
+    personal_share: float = Field(default=0.25, gt=0, lt=1)
     fusion_epsilon: float = Field(default=1.0, ge=0)
+    scope: Literal["both", "personal"] = "both"
+    server_factor: float = Field(default=0.15, gt=0)
+    trunk: bool = False
 
 
 class TrainConfig(BaseModel):
@@ -106,9 +115,9 @@ class TrainConfig(BaseModel):
     of a prompt at most ``prompt_tokens`` (its last) are kept, 0 leaves prompts out.
     ``personal_values``: weight of the public pairs in each user's own fit, in records.
     ``text_shards``: where users share texts, round t is about every ``text_shards``-th text (a
-    public schedule), so that a record takes part in 1 / ``text_shards`` of the rounds, and
+    public schedule; for arms that train layers of the trunk), so that a record takes part in 1 / ``text_shards`` of the rounds, and
     private weights move at the start of each cycle.  ``values_pairs``: how many of the public
-    universal-values pairs train (the floor looks at all of them).
+    universal-values pairs train at most; every other one never trains and sets the floor.
     ``pooling``: what a reward head reads, the last token's hidden state or that and the mean over
     the response.
     """
@@ -121,15 +130,15 @@ class TrainConfig(BaseModel):
     inner_lr: float = Field(default=0.05, gt=0)
     personal_lr: float = Field(default=0.5, gt=0)
     personal_steps: int = Field(default=1, ge=0, le=1000)
-    final_steps: int = Field(default=20, ge=0, le=10000)
+    final_steps: int = Field(default=10, ge=0, le=10000)
     expected_batch: float = Field(default=8.0, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     prior_precision: float = Field(default=4.0, gt=0)
     beta: float = Field(default=0.1, gt=0)
-    values_weight: float = Field(default=1.0, ge=0)
+    values_weight: float = Field(default=0.5, ge=0)
     max_tokens: int = Field(default=128, ge=8, le=4096)
     prompt_tokens: int = Field(default=48, ge=0, le=4096)
-    personal_values: float = Field(default=8.0, ge=0)
+    personal_values: float = Field(default=20.0, ge=0)
     text_shards: int = Field(default=4, ge=1, le=1000)
     values_pairs: int = Field(default=256, ge=0)
     pooling: Literal["last", "last-mean"] = "last-mean"
@@ -182,8 +191,8 @@ class RunConfig(BaseModel):
     out: str = ""
     method: Method = "components"
     arms: str = "dual"
-    fusion_margin: float = Field(default=0.05, ge=0)
-    fusion_tolerance: float = Field(default=0.005, ge=0, le=1)
+    fusion_margin: float = Field(default=0.2, ge=0)
+    fusion_tolerance: float = Field(default=0.01, ge=0, le=1)
     shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)
@@ -201,7 +210,9 @@ class RunConfig(BaseModel):
         """Whether one pass a text serves all users: a reward head, personal in the head alone."""
         trunk = self.shared.kind == "components" and self.shared.component_trunk
         own = any(spec.target_names and spec.kind != "components" for spec in (self.personal, self.local))
-        return self.train.objective == "reward" and self.train.local_steps == 1 and not trunk and not own
+        if self.method == "fdlora-as-printed" or trunk or own:
+            return False
+        return self.train.objective == "reward" and self.train.local_steps == 1
 
     @property
     def text_shards(self) -> int:
@@ -216,6 +227,15 @@ class RunConfig(BaseModel):
             if name not in known:
                 raise ValueError(f"unknown arm {name!r}; known: {', '.join(known)}")
         return value
+
+    @model_validator(mode="after")
+    def _scope_leaves_something_private(self) -> RunConfig:
+        if self.privacy.scope == "personal" and "shared_dp" in self.arm_names:
+            raise ValueError(
+                "privacy.scope='personal' leaves nothing private in arm 'shared_dp'; "
+                "leave the arm out, or set privacy.scope='both'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leak_is_asked_for(self) -> RunConfig:

@@ -48,16 +48,35 @@ def arm_specs(config: RunConfig, arm: Arm) -> tuple[AdapterSpec, AdapterSpec | N
     """
     if arm.kind == "local":
         return AdapterSpec(kind="b_only", targets=""), config.local
+    if head_alone(config, arm):
+        config = config.model_copy(update={"shared": config.shared.model_copy(update={"targets": ""})})
     if arm.kind == "shared":
         plain = {"kind": "b_only"} if config.shared.kind == "components" else {}
         return config.shared.model_copy(update=plain), None
     return config.shared, config.personal
 
 
+def head_alone(config: RunConfig, arm: Arm) -> bool:
+    """Whether an arm's shared adapter is the reward head without layers of the trunk.
+
+    Each user's upload is noised, so the noise in the sum grows with the square root of the
+    numbers trained: under ``privacy.scope`` "both" the trunk is left out unless
+    ``privacy.trunk`` asks for it.
+    """
+    noised = arm.private and config.privacy.scope == "both" and not config.privacy.trunk
+    reward = config.train.objective == "reward" and not config.shared.component_trunk
+    return reward and config.shares_texts and (noised or not config.shared.target_names)
+
+
+def text_shards(config: RunConfig, arm: Arm) -> int:
+    """Parts of the public schedule of texts: 1 where no pass over the trunk is saved by it."""
+    return 1 if head_alone(config, arm) else config.text_shards
+
+
 def planned_steps(config: RunConfig, arm: Arm) -> tuple[int, int]:
     """The most (shared, personal) steps that any record takes part in."""
     train = config.train
-    cycles = -(-config.federation.rounds // config.text_shards)
+    cycles = -(-config.federation.rounds // text_shards(config, arm))
     shared = 0 if arm.kind == "local" else cycles * train.local_steps
     if arm.kind == "shared":
         return shared, 0
@@ -74,7 +93,10 @@ def arm_sigmas(config: RunConfig, arm: Arm) -> Sigmas:
         return Sigmas(0.0, 0.0)
     if config.privacy.epsilon == 0:
         raise PrivacyError(f"arm {arm.name!r} is private, but privacy.epsilon=0; set a target above 0")
-    return calibrate(config.privacy, *planned_steps(config, arm))
+    shared, personal = planned_steps(config, arm)
+    if config.privacy.scope == "personal":
+        return Sigmas(0.0, calibrate(config.privacy, 0, personal).personal if personal else 0.0)
+    return calibrate(config.privacy, shared, personal)
 
 
 def build_arm(

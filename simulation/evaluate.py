@@ -153,8 +153,9 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[
     sigmas, privacy = arm_sigmas(config, arm), config.privacy
     shared, personal = _most_steps(config, arm, state)
     rate, clip = privacy.sampling_rate, privacy.clip
+    covered = shared if privacy.scope == "both" else 0
     events = (
-        DpEvent(rate, sigmas.shared, shared, clip, "shared"),
+        DpEvent(rate, sigmas.shared, covered, clip, "shared"),
         DpEvent(rate, sigmas.personal, personal, clip, "personal"),
     )
     training = epsilon(events, privacy.delta)
@@ -165,6 +166,7 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[
         "epsilon_fusion": fusion,
         "delta": privacy.delta,
         "unit": "record",
+        "scope": privacy.scope,
         "relation": "add or remove one record",
         "sigma_shared": sigmas.shared,
         "sigma_personal": sigmas.personal,

@@ -53,8 +53,10 @@ def read_scenario(path: Path | None, options: Mapping[str, Any] | None = None) -
 
 
 def arms_without_asking(config: RunConfig) -> tuple[str, ...]:
-    """All arms, without the private ones where differential privacy is off."""
-    return tuple(arm for arm in ALL_ARMS if config.privacy.epsilon > 0 or not arm.endswith(PRIVATE))
+    """All arms, without those that the privacy settings leave nothing private in."""
+    left_out = {"shared_dp"} if config.privacy.scope == "personal" else set()
+    wanted = (arm for arm in ALL_ARMS if config.privacy.epsilon > 0 or not arm.endswith(PRIVATE))
+    return tuple(arm for arm in wanted if arm not in left_out)
 
 
 def nested_options(assignments: Iterable[str]) -> dict[str, Any]:

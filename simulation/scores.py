@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fl_client.cohort_arm import CohortArm, example_margins
+from fl_client.head_arm import HeadArm
 from fl_client.store import PersonalState
-from fl_client.trainer import CohortArm, HeadArm, NodeTrainer, example_margins
+from fl_client.trainer import NodeTrainer
 from fl_core.engine import CohortState, Examples
 from fl_core.private_head import (
     TextTable,

@@ -242,7 +242,9 @@ class FederatedStrategy(Strategy):
         if federation.server != "adam":
             return federation.server_lr
         done = min(1.0, self.optimizer.step / max(1, federation.rounds))
-        return rates(theta, federation.server_lr, federation.head_factor, done)
+        private = self.arm.endswith("_dp") and self.config.privacy.scope == "both"
+        lr = federation.server_lr * (self.config.privacy.server_factor if private else 1.0)
+        return rates(theta, lr, federation.head_factor, done)
 
     def _stats(
         self, pending: _Pending, verdict: Verdict[_Report], applied: bool, update_norm: float

@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from fl_client.cohort_arm import CohortArm, example_margins
+from fl_client.head_arm import HeadArm
 from fl_client.store import PersonalState
-from fl_client.trainer import CohortArm, HeadArm, NodeTrainer, example_margins
+from fl_client.trainer import NodeTrainer
 from fl_core import fusion
 from fl_core.config import RunConfig
 from fl_core.engine import CohortState, Examples

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fl_client.trainer import HeadArm, NodeTrainer
+from fl_client.head_arm import HeadArm
+from fl_client.trainer import NodeTrainer
 from fl_core.engine import CohortEngine, CohortState
 from fl_core.records import Split
 from fl_core.shared import from_arrays

@@ -1,0 +1,109 @@
+"""What all arms' trainers share: structure, noise, budget, the store, and fusion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_client.cohort import Cohort
+from fl_client.store import PersonalState, PersonalStore
+from fl_core import fusion
+from fl_core.config import RunConfig
+from fl_core.features import FeatureMap
+from fl_core.privacy import SimulationNoise
+from fl_core.records import Split
+from fl_core.shared import (
+    Arm,
+    Arrays,
+    arm_sigmas,
+    build_arm,
+    to_arrays,
+)
+from fl_core.trunk import Trunk
+
+
+class ArmTrainer:
+    """What both kinds of arms share: structure, noise, budget and the store."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        arm: Arm,
+        cohort: Cohort,
+        out: Path,
+        features: FeatureMap | None = None,
+        trunk: Trunk | None = None,
+    ) -> None:
+        self.config, self.arm, self.cohort = config, arm, cohort
+        self.trunk, self.adapter = build_arm(config, arm, cohort.base, features, trunk)
+        self.sigmas = arm_sigmas(config, arm)
+        self.noise = SimulationNoise(config.seed)
+        self.clip = config.privacy.clip if arm.private else None
+        self.rate = config.privacy.sampling_rate if arm.private else 1.0
+        self.private_uploads = arm.private and config.privacy.scope == "both"
+        self.shared_clip = self.clip if self.private_uploads else None
+        self.shared_rate = self.rate if self.private_uploads else 1.0
+        self.store = PersonalStore(out / "arms" / arm.name / "personal")
+        self.keys = [int(user) for user in cohort.users]
+        self.train_examples = cohort.examples(Split.TRAIN)
+        self.prior = self.adapter.initial_personal().numpy()
+
+    def load(self) -> PersonalState:
+        """The hosted users' personal state."""
+        return self.store.load(self.cohort.users, self.prior)
+
+    def reply(self, update_sum: Tensor) -> Arrays:
+        """The only thing that leaves: named sums of updates."""
+        return to_arrays(self.adapter.shared_layout, update_sum)
+
+    def record_round(
+        self,
+        state: PersonalState,
+        server_round: int,
+        after: Tensor,
+        online: npt.NDArray[np.bool_],
+        personal: int,
+    ) -> None:
+        """Save the personal numbers after a round, and the steps that were really made."""
+        self.store.save(
+            replace(
+                state,
+                server_round=server_round,
+                after=after.numpy().astype(np.float32),
+                shared_steps=state.shared_steps_before + online * self.config.train.local_steps,
+                personal_steps=state.personal_steps_before + online * personal,
+            )
+        )
+
+
+def chosen_fusion(
+    trainer: ArmTrainer,
+    grid: npt.NDArray[np.float64],
+    utility: npt.NDArray[np.float64],
+    floor: Tensor,
+    server_round: int,
+) -> npt.NDArray[np.float32]:
+    """The chosen (w_s, w_p) [U, 2]; ``floor`` [U, G, V] are margins on the public pairs."""
+    privacy, private = trainer.config.privacy, trainer.arm.private
+    if private and privacy.fusion_epsilon == 0:
+        utility = np.zeros_like(utility)
+    loss = -torch.nn.functional.logsigmoid(floor).mean(2).numpy()
+    chosen = fusion.fuse(
+        utility,
+        loss,
+        fusion.ordered(floor.numpy()).mean(axis=2),
+        weights=grid,
+        shared_index=fusion.index_of(grid, fusion.SHARED_ONLY),
+        margin=trainer.config.fusion_margin,
+        tolerance=trainer.config.fusion_tolerance,
+        noise_epsilon=privacy.fusion_epsilon if private else 0.0,
+        noise=trainer.noise,
+        users=np.array(trainer.keys),
+        server_round=server_round,
+    )
+    return np.asarray(grid[chosen], dtype=np.float32)

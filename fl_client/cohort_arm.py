@@ -1,0 +1,170 @@
+"""Users who need passes of their own: adapters in the trunk, or log-probability objectives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_client.arm_trainer import ArmTrainer, chosen_fusion
+from fl_client.cohort import Cohort
+from fl_core import fusion
+from fl_core.cohort import StepPlan, train_cohort
+from fl_core.config import RunConfig
+from fl_core.engine import CohortEngine, CohortState, Examples
+from fl_core.errors import PrivacyError
+from fl_core.features import FeatureMap
+from fl_core.records import NO_TEXT, Split
+from fl_core.shared import (
+    Arm,
+    Arrays,
+    from_arrays,
+)
+
+FLOOR_PAIRS_PER_USER_PASS = 24
+"""Public values pairs that the floor looks at where every user needs passes of its own."""
+SYNCHRONISED_EVERY = 5
+"""Rounds between FDLoRA's synchronisations as printed (its H)."""
+
+
+class CohortArm(ArmTrainer):
+    """Users whose adapters reach into the trunk, or objectives on log-probabilities."""
+
+    def __init__(
+        self, config: RunConfig, arm: Arm, cohort: Cohort, out: Path, features: FeatureMap | None
+    ) -> None:
+        super().__init__(config, arm, cohort, out, features)
+        self.engine = CohortEngine(self.trunk, self.adapter, cohort.tokens, config.train)
+
+    def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
+        """Local steps on a copy of the shared adapter, then on the personal one."""
+        theta = from_arrays(self.adapter.shared_layout, shared)
+        state = self.load().at_start_of(server_round)
+        online = self.cohort.online(server_round)
+        rows = np.flatnonzero(online)
+        keys = [self.keys[row] for row in rows]
+        total, after = torch.zeros(len(theta)), torch.from_numpy(state.before).clone()
+        if len(rows):
+            members = self._members(theta, state.before[rows])
+            examples = of_users(self.train_examples, rows)
+            plan, public = self._plan("shared"), self._values_gradient(theta)
+            trained = train_cohort(
+                self.engine, members, examples, keys, "shared", plan, self.noise, server_round, public
+            )
+            total = (trained.shared - theta).sum(0)
+            if self._round_steps():
+                plan = replace(self._plan("personal"), steps=self._round_steps())
+                own = train_cohort(
+                    self.engine, members, examples, keys, "personal", plan, self.noise, server_round
+                )
+                after[torch.from_numpy(rows)] = own.personal
+            if self._synchronises(server_round):
+                after[torch.from_numpy(rows)] = trained.shared
+        self.record_round(state, server_round, after, online, self._round_steps())
+        return self.reply(total), len(rows)
+
+    def personalize(self, server_round: int, shared: Arrays) -> int:
+        """Train every hosted user's personal adapter on the final shared one, then fuse."""
+        theta = from_arrays(self.adapter.shared_layout, shared)
+        state = self.load().at_start_of(server_round)
+        plan = replace(self._plan("personal"), steps=self.config.train.final_steps)
+        members = self._members(theta, state.before)
+        trained = train_cohort(
+            self.engine, members, self.train_examples, self.keys, "personal", plan, self.noise, server_round
+        )
+        chosen = self._fuse(trained, server_round)
+        done = replace(
+            state, server_round=server_round, after=trained.personal.numpy(), fusion=chosen, final=True
+        )
+        self.store.save(replace(done, personal_steps=state.personal_steps_before + plan.steps))
+        return len(self.keys)
+
+    def upload_personal(self) -> tuple[Arrays, int]:
+        """FDLoRA's line 7 as printed: the sum of *personal* adapters.  Leaks by design."""
+        if not self.config.federation.leak_personal_weights:
+            raise PrivacyError(
+                "personal adapters never leave a device; federation.leak-personal-weights is not set"
+            )
+        own = self.load().after
+        names = dict(self.adapter.shared_layout.shapes)
+        parts = self.adapter.personal_layout.split(own.sum(0).astype(np.float32))
+        parts = {name.replace("head.vector", "head.common"): value for name, value in parts.items()}
+        if {name: value.shape for name, value in parts.items()} != names:
+            raise PrivacyError(
+                "fdlora-as-printed: personal and shared adapters must have one form, kind and rank"
+            )
+        return parts, len(own)
+
+    def _synchronises(self, server_round: int) -> bool:
+        """FDLoRA as printed: every H-th round the shared copy replaces the personal adapter."""
+        return self.config.method == "fdlora-as-printed" and server_round % SYNCHRONISED_EVERY == 0
+
+    def _round_steps(self) -> int:
+        return 0 if self.adapter.personal is None else self.config.train.personal_steps
+
+    def _members(self, theta: Tensor, personal: npt.NDArray[np.float32]) -> CohortState:
+        ones = torch.ones(len(personal), 2)
+        return CohortState(theta[None], torch.from_numpy(personal), ones)
+
+    def _plan(self, part: str) -> StepPlan:
+        train, shared = self.config.train, part == "shared"
+        return StepPlan(
+            steps=train.local_steps if shared else train.personal_steps,
+            optimizer=train.inner,
+            lr=train.inner_lr if shared else train.personal_lr,
+            clip=self.shared_clip if shared else self.clip,
+            sigma=self.sigmas.shared if shared else self.sigmas.personal,
+            rate=self.shared_rate if shared else self.rate,
+            denominator=train.expected_batch,
+            weight_decay=0.0 if shared else train.weight_decay,
+        )
+
+    def _values_gradient(self, theta: Tensor) -> Tensor | None:
+        """[D_s] mean gradient of the public pairs at the prior, times their weight."""
+        weight, values = self.config.train.values_weight, self.cohort.values
+        if weight == 0 or len(values) == 0 or self.config.train.objective == "sft":
+            return None
+        prior = CohortState(theta[None], torch.from_numpy(self.prior)[None], torch.tensor([[1.0, 0.0]]))
+        sums, _ = self.engine.clipped_gradients(values, prior, "shared", None)
+        return weight * sums[0] / len(values)
+
+    def _fuse(self, state: CohortState, server_round: int) -> npt.NDArray[np.float32]:
+        grid = fusion.candidates(step=0.5, most=1.0)
+        grid = grid[grid[:, 0] == 1.0]
+        held, users = self.cohort.examples(Split.HOLDBACK), len(self.keys)
+        values = self.cohort.floor.take(np.arange(min(len(self.cohort.floor), FLOOR_PAIRS_PER_USER_PASS)))
+        everyone = np.arange(users, dtype=np.int64)
+        repeated = Examples(
+            np.repeat(everyone, len(values)),
+            np.tile(values.chosen, users),
+            np.tile(values.rejected, users),
+            np.ones(users * len(values), dtype=np.int64),
+        )
+        utility, floor = np.zeros((users, len(grid))), torch.zeros(users, len(grid), len(values))
+        for column, weights in enumerate(grid):
+            mixed = replace(state, fusion=torch.tensor(weights).float().expand(users, 2))
+            scores = torch.sigmoid(example_margins(self.engine, held, mixed)).numpy()
+            utility[:, column] = fusion.sum_scores(scores[:, None], held.user, users)[:, 0]
+            floor[:, column] = example_margins(self.engine, repeated, mixed).view(users, len(values))
+        return chosen_fusion(self, grid, utility, floor, server_round)
+
+
+def example_margins(engine: CohortEngine, examples: Examples, state: CohortState) -> Tensor:
+    """[E]: score(chosen) - score(rejected) of pairs, label * score of votes."""
+    chosen = engine.scores(examples.user, examples.chosen, state)
+    pairs = np.flatnonzero(examples.rejected != NO_TEXT)
+    margin = chosen * torch.from_numpy(examples.label).float()
+    other = engine.scores(examples.user[pairs], examples.rejected[pairs], state)
+    return margin.index_add(0, torch.from_numpy(pairs), -other)
+
+
+def of_users(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
+    """The examples of some users of the node, renumbered by their place in ``rows``."""
+    place = np.full(int(max(examples.user.max(initial=0), rows.max(initial=0))) + 1, -1)
+    place[rows] = np.arange(len(rows))
+    kept = examples.take(np.flatnonzero(place[examples.user] >= 0))
+    return replace(kept, user=place[kept.user])

@@ -1,0 +1,260 @@
+"""Users who share texts and differ in the reward head: one pass a text serves all.
+
+The rounds alternate as in FedRep (Collins et al. 2021, Algorithm 1): the private weights given
+the shared numbers, then the shared numbers' gradient given the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_client.arm_trainer import ArmTrainer, chosen_fusion
+from fl_client.cohort import Cohort, schedule, texts_of
+from fl_core import fusion
+from fl_core.cohort import cohort_noise, sample_records
+from fl_core.config import RunConfig
+from fl_core.engine import Examples
+from fl_core.errors import PrivacyError
+from fl_core.features import FeatureMap
+from fl_core.privacy import Purpose
+from fl_core.private_head import (
+    HeadExamples,
+    PublicPairs,
+    TextTable,
+    head_examples,
+    head_gradient_sums,
+    newton_step,
+)
+from fl_core.records import Split
+from fl_core.shared import (
+    Arm,
+    Arrays,
+    from_arrays,
+    text_shards,
+)
+from fl_core.shared_text import PrefixStore, SharedTextEngine
+
+NEWTON_STEPS = 8
+VALUES_PAIRS_PER_USER = 8
+"""Public values pairs that one user trains the shared adapter on, where there are many users."""
+
+
+class HeadArm(ArmTrainer):
+    """Users share texts and differ in the reward head: one pass a text serves all."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        arm: Arm,
+        cohort: Cohort,
+        out: Path,
+        features: FeatureMap,
+        store: PrefixStore,
+    ) -> None:
+        super().__init__(config, arm, cohort, out, features, store.trunk)
+        own = self.train_examples
+        values = self._users_values()
+        together = Examples(
+            *(np.concatenate(pair) for pair in zip(_columns(own), _columns(values), strict=True))
+        )
+        self.engine = SharedTextEngine(self.trunk, self.adapter, cohort.tokens, together, store=store)
+        self.round_texts = texts_of(together)
+        self.all_texts = texts_of(together, cohort.examples(Split.HOLDBACK), cohort.floor)
+        self.private = np.arange(len(together)) < len(own)
+        self.shards = text_shards(config, arm)
+        self.shard = schedule(cohort.population, together, self.shards)
+
+    def _users_values(self) -> Examples:
+        """Public values pairs dealt out to the users, who all train the shared part on their own.
+
+        Each sees a few; together they see all.  The deal depends on a user's number alone.
+        """
+        count = min(len(self.cohort.values), self.config.train.values_pairs)
+        each = max(min(count, VALUES_PAIRS_PER_USER), -(-count // len(self.cohort.population.users)))
+        places = (self.cohort.users[:, None] * each + np.arange(each)) % max(1, count)
+        rows = np.repeat(np.arange(len(self.keys), dtype=np.int64), each)
+        return replace(self.cohort.values.take(places.reshape(-1)), user=rows)
+
+    def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
+        """One round: at a cycle's start the private weights, then the shared gradient given them."""
+        theta = from_arrays(self.adapter.shared_layout, shared)
+        state = self.load().at_start_of(server_round)
+        online = self.cohort.online(server_round)
+        weights, steps = torch.from_numpy(state.before), 0
+        if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
+            steps = self.config.train.personal_steps
+            weights = self._personal_round(theta, weights, online, server_round)
+        taken = self._sampled(server_round, online, Purpose.SHARED_SAMPLE, 0)
+        coefficients, bias = self._coefficients(theta, weights)
+        weight = self._weights(taken, online, server_round)
+        total, _ = self.engine.clipped_sum(
+            theta, coefficients, bias, weight, self.shared_clip, only=self.private
+        )
+        total = total + self._noise_sum(online, server_round)
+        self.record_round(state, server_round, weights, online, steps)
+        return self.reply(-total / self.config.train.expected_batch), int(online.sum())
+
+    def personalize(self, server_round: int, shared: Arrays) -> int:
+        """Fit every hosted user's private weights on the final shared adapter, then fuse."""
+        theta = from_arrays(self.adapter.shared_layout, shared)
+        state = self.load().at_start_of(server_round)
+        table = self.engine.features(theta, self.all_texts)
+        problem, public = self._problem(theta, table), self._public(theta, table)
+        everyone = np.ones(len(self.keys), dtype=bool)
+        weights = torch.from_numpy(state.before)
+        if self.arm.private:
+            steps = self.config.train.final_steps
+            weights = self._private_steps(problem, public, weights, everyone, server_round, steps)
+        else:
+            steps = NEWTON_STEPS
+            weights = self._newton(problem, public, weights, everyone, steps)
+        chosen = self._fuse(theta, table, weights, server_round)
+        done = replace(state, server_round=server_round, after=weights.numpy(), fusion=chosen, final=True)
+        self.store.save(replace(done, personal_steps=state.personal_steps_before + steps))
+        return len(self.keys)
+
+    # One round ---------------------------------------------------------------------------
+
+    def _sampled(
+        self, server_round: int, users: npt.NDArray[np.bool_], purpose: Purpose, step: int
+    ) -> npt.NDArray[np.bool_]:
+        rate = self.shared_rate if purpose == Purpose.SHARED_SAMPLE else self.rate
+        taken = sample_records(self.train_examples, self.keys, rate, self.noise, server_round, step, purpose)
+        return taken & users[self.train_examples.user]
+
+    def _coefficients(self, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """c_u [E, R+1] and bias [E] of each example: its own user's.
+
+        Every other public pair is judged at the prior, so that the shared part alone keeps the
+        universal values too.
+        """
+        users = torch.from_numpy(self.engine.examples.user)
+        if self.adapter.personal is None:
+            weights = torch.zeros(len(self.keys), 1)
+        mixing, bias = weights[:, :-1], weights[:, -1]
+        rows = torch.cat([torch.ones(len(self.keys), 1), mixing], dim=1)[users]
+        at_prior = torch.from_numpy(~self.private & (np.arange(len(self.private)) % 2 == 0))
+        rows[:, 1:] *= ~at_prior[:, None]
+        return rows, bias[users] + self.adapter.shared_layout.view(theta, "head.bias")
+
+    def _weights(
+        self, taken: npt.NDArray[np.bool_], online: npt.NDArray[np.bool_], server_round: int
+    ) -> Tensor:
+        """[E] 1 for sampled records of the round's texts; a user's public pairs are averaged."""
+        train, user = self.config.train, self.engine.examples.user
+        due = self.shard == (server_round - 1) % self.shards
+        public = due & ~self.private & online[user]
+        pairs = np.bincount(user[public], minlength=len(self.keys))[user]
+        weight = np.where(public, train.values_weight * train.expected_batch / np.maximum(pairs, 1), 0.0)
+        weight[self.private] = (due[self.private] & taken).astype(np.float64)
+        return torch.from_numpy(weight).float()
+
+    def _noise_sum(self, online: npt.NDArray[np.bool_], server_round: int) -> Tensor:
+        total = torch.zeros(self.adapter.shared_layout.size)
+        if not self.private_uploads:
+            return total
+        if self.sigmas.shared <= 0:
+            raise PrivacyError(f"arm {self.arm.name!r}: no noise was calibrated for its shared steps")
+        std, shape = self.sigmas.shared * self.config.privacy.clip, (1, len(total))
+        for key in (key for key, here in zip(self.keys, online, strict=True) if here):
+            total += cohort_noise(shape, [key], std, self.noise, server_round, 0, Purpose.SHARED_STEP)[0]
+        return total
+
+    def _personal_round(
+        self, theta: Tensor, weights: Tensor, online: npt.NDArray[np.bool_], server_round: int
+    ) -> Tensor:
+        steps = self.config.train.personal_steps
+        table = self.engine.features(theta, self.round_texts)
+        problem, public = self._problem(theta, table), self._public(theta, table)
+        if self.arm.private:
+            return self._private_steps(problem, public, weights, online, server_round, steps)
+        return self._newton(problem, public, weights, online, steps)
+
+    def _problem(self, theta: Tensor, table: TextTable) -> HeadExamples:
+        return head_examples(self.adapter, theta, table, self.train_examples)
+
+    def _public(self, theta: Tensor, table: TextTable) -> PublicPairs:
+        """The public values pairs as each user's own fit sees them."""
+        pairs = self.cohort.values.take(
+            np.arange(min(len(self.cohort.values), self.config.train.values_pairs))
+        )
+        values = head_examples(self.adapter, theta, table, pairs)
+        return PublicPairs(values.z, values.offset, self.config.train.personal_values)
+
+    # The private weights -----------------------------------------------------------------
+
+    def _private_steps(
+        self,
+        problem: HeadExamples,
+        public: PublicPairs,
+        weights: Tensor,
+        users: npt.NDArray[np.bool_],
+        server_round: int,
+        steps: int,
+    ) -> Tensor:
+        """DP-SGD on each user's weights; returns the mean of the second half of the iterates."""
+        train = self.config.train
+        std = self.sigmas.personal * self.config.privacy.clip
+        here = torch.from_numpy(users)[:, None]
+        kept, tail = torch.zeros_like(weights), 0
+        for step in range(steps):
+            taken = self._sampled(server_round, users, Purpose.PERSONAL_SAMPLE, step)
+            sums = head_gradient_sums(problem, weights, torch.from_numpy(taken).float(), self.clip)
+            shape = (len(weights), weights.shape[1])
+            noise = cohort_noise(shape, self.keys, std, self.noise, server_round, step, Purpose.PERSONAL_STEP)
+            own = sums + noise + self.rate * (public.gradient(weights) + train.prior_precision * weights)
+            gradient = own / train.expected_batch
+            weights = torch.where(here, weights - train.personal_lr * gradient, weights)
+            if step >= steps // 2:
+                kept, tail = kept + weights, tail + 1
+        return kept / tail if tail else weights
+
+    def _newton(
+        self,
+        problem: HeadExamples,
+        public: PublicPairs,
+        weights: Tensor,
+        users: npt.NDArray[np.bool_],
+        steps: int,
+    ) -> Tensor:
+        here = torch.from_numpy(users)[:, None]
+        sampled = torch.ones(len(problem.user))
+        for _ in range(steps):
+            moved = newton_step(problem, weights, sampled, self.config.train.prior_precision, public)
+            weights = torch.where(here, moved, weights)
+        return weights
+
+    # Fusion ------------------------------------------------------------------------------
+
+    def _fuse(
+        self, theta: Tensor, table: TextTable, weights: Tensor, server_round: int
+    ) -> npt.NDArray[np.float32]:
+        """[U, 2] (w_s, w_p) by ``fusion.fuse``, within the floor of the public values pairs."""
+        grid = fusion.candidates()
+        held = self.cohort.examples(Split.HOLDBACK)
+        if self.arm.kind == "local":
+            grid = np.array([row for row in grid if row[0] == 1.0])
+        problem = head_examples(self.adapter, theta, table, held)
+        margins = _mixed(problem, weights, torch.from_numpy(grid).float())
+        utility = fusion.sum_scores(torch.sigmoid(margins).numpy(), held.user, len(self.keys))
+        values = head_examples(self.adapter, theta, table, self.cohort.floor)
+        common, own = values.offset, weights @ values.z.T
+        floor = common[None, None] * torch.from_numpy(grid[:, :1, None].transpose(2, 0, 1)).float()
+        floor = floor + own[:, None] * torch.from_numpy(grid[:, 1:, None].transpose(2, 0, 1)).float()
+        return chosen_fusion(self, grid, utility, floor, server_round)
+
+
+def _mixed(problem: HeadExamples, weights: Tensor, grid: Tensor) -> Tensor:
+    """[E, G] margins under each (w_s, w_p) of the grid."""
+    own = (problem.z * weights[problem.user]).sum(1)
+    return problem.offset[:, None] * grid[:, 0] + own[:, None] * grid[:, 1]
+
+
+def _columns(examples: Examples) -> tuple[npt.NDArray[np.int64], ...]:
+    return examples.user, examples.chosen, examples.rejected, examples.label
