@@ -67,6 +67,8 @@ class HeadArm(ArmTrainer):
         self.round_texts = texts_of(together)
         self.all_texts = texts_of(together, cohort.examples(Split.HOLDBACK), cohort.floor)
         self.private = np.arange(len(together)) < len(own)
+        self.at_prior = torch.zeros(len(together), dtype=torch.bool)
+        self.at_prior[len(own) :] = torch.from_numpy(values.chosen // 2 % 2 == 0)
         self.shards = text_shards(config, arm)
         self.shard = schedule(cohort.population, together, self.shards)
 
@@ -139,8 +141,7 @@ class HeadArm(ArmTrainer):
             weights = torch.zeros(len(self.keys), 1)
         mixing, bias = weights[:, :-1], weights[:, -1]
         rows = torch.cat([torch.ones(len(self.keys), 1), mixing], dim=1)[users]
-        at_prior = torch.from_numpy(~self.private & (np.arange(len(self.private)) % 2 == 0))
-        rows[:, 1:] *= ~at_prior[:, None]
+        rows[:, 1:] *= ~self.at_prior[:, None]
         return rows, bias[users] + self.adapter.shared_layout.view(theta, "head.bias")
 
     def _weights(

@@ -115,9 +115,10 @@ class TrainConfig(BaseModel):
     of a prompt at most ``prompt_tokens`` (its last) are kept, 0 leaves prompts out.
     ``personal_values``: weight of the public pairs in each user's own fit, in records.
     ``text_shards``: where users share texts, round t is about every ``text_shards``-th text (a
-    public schedule; for arms that train layers of the trunk), so that a record takes part in 1 / ``text_shards`` of the rounds, and
-    private weights move at the start of each cycle.  ``values_pairs``: how many of the public
-    universal-values pairs train at most; every other one never trains and sets the floor.
+    public schedule; for arms that train layers of the trunk), so that a record takes part in
+    1 / ``text_shards`` of the rounds, and private weights move at the start of each cycle.
+    ``values_pairs``: how many of the public universal-values pairs train at most; every other
+    one never trains and sets the floor.
     ``pooling``: what a reward head reads, the last token's hidden state or that and the mean over
     the response.
     """

@@ -116,20 +116,37 @@ class SharedTextEngine:
         self.examples = examples
         self.blocks = list(_blocks(texts, examples, block_tokens))
         self.store = store or PrefixStore(trunk, texts)
+        self._fixed: dict[int, Tensor] = {}
 
     # Passes ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def features(self, shared: Tensor, texts: Index | None = None) -> TextTable:
         """phi of ``texts`` (``None``: all) under the shared vector [D_s]; zeros for others."""
+        wanted = np.arange(len(self.texts)) if texts is None else texts
         phi = torch.zeros(len(self.texts), self.adapter.hidden)
+        if not self.adapter.sites_shared:
+            phi[torch.from_numpy(wanted)] = self._fixed_features(wanted)
+            return TextTable(phi)
         terms = self._terms(shared, needed=False)
-        for index in self.store.batches(np.arange(len(self.texts)) if texts is None else texts):
-            hidden, lengths, response = self.store.batch(index)
-            with self.trunk.adapted(terms):
-                final = self.trunk.suffix(hidden, lengths)
-            phi[torch.from_numpy(index)] = self.adapter.features(final, lengths, response)
+        for index in self.store.batches(wanted):
+            phi[torch.from_numpy(index)] = self._pass(index, terms, None)
         return TextTable(phi)
+
+    def _pass(self, texts: Index, terms: dict[str, tuple[RowTerm, ...]], anchor: Tensor | None) -> Tensor:
+        """[N, d] phi of ``texts`` by a pass above the prefix."""
+        hidden, lengths, response = self.store.batch(texts)
+        with self.trunk.adapted(terms, anchor):
+            final = self.trunk.suffix(hidden, lengths)
+        return self.adapter.features(final, lengths, response)
+
+    @torch.no_grad()
+    def _fixed_features(self, texts: Index) -> Tensor:
+        """[N, d] phi where no layer is adapted: it never changes, so each text is passed once."""
+        missing = np.array([int(text) for text in texts if int(text) not in self._fixed], dtype=np.int64)
+        for index in self.store.batches(missing):
+            self._fixed.update(zip(index.tolist(), self._pass(index, {}, None), strict=True))
+        return torch.stack([self._fixed[int(text)] for text in texts])
 
     def clipped_sum(
         self,
@@ -180,11 +197,11 @@ class SharedTextEngine:
     ) -> _BlockPass:
         rows = self.examples.take(index.numpy())
         texts = block.texts[np.isin(block.texts, rows.chosen) | np.isin(block.texts, rows.rejected)]
-        hidden, lengths, response = self.store.batch(texts)
         terms = self._terms(shared, needed=True)
-        with self.trunk.adapted(terms, torch.zeros((), requires_grad=True)):
-            final = self.trunk.suffix(hidden, lengths)
-        phi = self.adapter.features(final, lengths, response)
+        if terms:
+            phi = self._pass(texts, terms, torch.zeros((), requires_grad=True))
+        else:
+            phi = self._fixed_features(texts)
         place = {int(text): row for row, text in enumerate(texts)}
         chosen = torch.tensor([place[int(t)] for t in rows.chosen], dtype=torch.int64)
         rejected = torch.tensor([place.get(int(t), -1) for t in rows.rejected], dtype=torch.int64)
