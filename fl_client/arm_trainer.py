@@ -88,15 +88,21 @@ def chosen_fusion(
     floor: Tensor,
     server_round: int,
 ) -> npt.NDArray[np.float32]:
-    """The chosen (w_s, w_p) [U, 2]; ``floor`` [U, G, V] are margins on the public pairs."""
+    """The chosen (w_s, w_p) [U, 2]; ``floor`` [U, G, V] are margins on the public pairs.
+
+    Without such pairs (V = 0) there is no floor: every candidate is allowed.
+    """
     privacy, private = trainer.config.privacy, trainer.arm.private
     if private and privacy.fusion_epsilon == 0:
         utility = np.zeros_like(utility)
-    loss = -torch.nn.functional.logsigmoid(floor).mean(2).numpy()
+    loss, correct = np.zeros(utility.shape), np.zeros(utility.shape)
+    if floor.shape[2]:
+        loss = -torch.nn.functional.logsigmoid(floor).mean(2).numpy()
+        correct = fusion.ordered(floor.numpy()).mean(axis=2)
     chosen = fusion.fuse(
         utility,
         loss,
-        fusion.ordered(floor.numpy()).mean(axis=2),
+        correct,
         weights=grid,
         shared_index=fusion.index_of(grid, fusion.SHARED_ONLY),
         margin=trainer.config.fusion_margin,

@@ -146,7 +146,8 @@ class SharedTextEngine:
         missing = np.array([int(text) for text in texts if int(text) not in self._fixed], dtype=np.int64)
         for index in self.store.batches(missing):
             self._fixed.update(zip(index.tolist(), self._pass(index, {}, None), strict=True))
-        return torch.stack([self._fixed[int(text)] for text in texts])
+        known = [self._fixed[int(text)] for text in texts]
+        return torch.stack(known) if known else torch.zeros(0, self.adapter.hidden)
 
     def clipped_sum(
         self,

@@ -326,6 +326,30 @@ def test_the_personal_steps_get_their_own_noise(make: Make) -> None:
     assert own.std() == pytest.approx(expected, rel=4 / np.sqrt(2 * len(own)))
 
 
+@pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
+def test_personal_scope_uploads_as_without_privacy(make: Make, changes: dict[str, Any]) -> None:
+    """No noise, no clip, no sampling in the reply; noise in the personal steps."""
+    scope = {"privacy__scope": "personal", "arms": "dual,dual_dp"} | SAMPLED | changes
+    scope |= {"train__personal_steps": 0}
+    (node,) = make(**scope)
+    assert node.arm("dual_dp").sigmas.shared == 0 < node.arm("dual_dp").sigmas.personal
+    shared = _moved(node.config, "dual_dp")
+    first, users = node.train("dual_dp", 1, shared)
+    second, users_too = node.train("dual", 1, shared)
+    assert users == users_too and _bytes(first) == _bytes(second)
+    (both,) = make(out="both", **scope | {"privacy__scope": "both", "privacy__trunk": True})
+    assert _bytes(both.train("dual_dp", 1, shared)[0]) != _bytes(first)
+    (quiet,) = make(out="quiet", **scope)
+    noise = _WithoutNoise(node.config.seed)
+    noise.silent = Purpose.PERSONAL_STEP
+    quiet.arm("dual_dp").noise = noise
+    quiet.train("dual_dp", 1, shared)
+    for trainer in (node, quiet):
+        trainer.personalize("dual_dp", 2, shared)
+    moved = np.abs(_state(node, "dual_dp").after - _state(quiet, "dual_dp").after).max(axis=1)
+    assert (moved > 1e-4).all()
+
+
 def test_what_leaves_without_noise_is_bounded_by_the_clip(make: Make) -> None:
     """Sensitivity: with and without one record, the private sum moves by at most C / L."""
     changes = {"train__values_weight": 0.0, "train__text_shards": 1, "train__personal_steps": 0}
@@ -350,14 +374,17 @@ def test_what_leaves_without_noise_is_bounded_by_the_clip(make: Make) -> None:
 
 
 @pytest.mark.parametrize("arm", ["shared_dp", "local_dp", "dual_dp"])
-@pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
+@pytest.mark.parametrize("changes", [{}, {"privacy__trunk": True}, COHORT], ids=["head", "trunk", "cohort"])
 def test_sigmas_meet_the_target_for_the_declared_steps(
     tiny_model_folder: Path, arm: str, changes: dict[str, Any]
 ) -> None:
     config = tiny_config(tiny_model_folder, **SAMPLED, **changes)
     named, privacy = Arm.named(arm), config.privacy
     sigmas, (shared, personal) = arm_sigmas(config, named), planned_steps(config, named)
-    cycles = 2 if not changes else 4
+    cycles = config.federation.rounds  # the head alone and passes of one's own: all texts every round
+    if "privacy__trunk" in changes:
+        cycles //= config.text_shards
+        assert cycles == 2
     steps = {"shared_dp": (cycles, 0), "local_dp": (0, 4), "dual_dp": (cycles, cycles + 4)}[arm]
     assert (shared, personal) == (steps[0] * changes.get("train__local_steps", 1), steps[1])
     events = [
@@ -367,7 +394,7 @@ def test_sigmas_meet_the_target_for_the_declared_steps(
     assert 0.97 * privacy.epsilon < epsilon(events, privacy.delta) <= privacy.epsilon
 
 
-@pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
+@pytest.mark.parametrize("changes", [{}, {"privacy__trunk": True}, COHORT], ids=["head", "trunk", "cohort"])
 def test_no_record_takes_part_more_often_than_declared(make: Make, changes: dict[str, Any]) -> None:
     (node,) = make(**changes)
     arm, config = node.arm("dual_dp"), node.config
@@ -390,9 +417,11 @@ def test_a_private_arm_without_a_target_is_refused(make: Make) -> None:
 # --- The personal phase -----------------------------------------------------------------
 
 
-def _values_share(node: NodeTrainer, arm: str, shared: Arrays, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[U] the share of public values pairs that each user's model orders rightly."""
-    trainer, pairs = node.arm(arm), node.cohort.values
+def _floor_margins(
+    node: NodeTrainer, arm: str, shared: Arrays, weights: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """[U, V] each user's model's margins on the public values pairs that set the floor."""
+    trainer, pairs = node.arm(arm), node.cohort.floor
     theta, state = from_arrays(trainer.adapter.shared_layout, shared), _state(node, arm)
     own = torch.from_numpy(state.after)
     if isinstance(trainer, HeadArm):
@@ -409,7 +438,17 @@ def _values_share(node: NodeTrainer, arm: str, shared: Arrays, weights: npt.NDAr
             np.ones(USERS * len(pairs), dtype=np.int64),
         )
         margins = example_margins(trainer.engine, repeated, cohort).view(USERS, -1).numpy()
-    return np.asarray(fusion.ordered(margins).mean(axis=1))
+    return np.asarray(margins)
+
+
+def _values_share(node: NodeTrainer, arm: str, shared: Arrays, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[U] the share of the floor's pairs that each user's model orders rightly."""
+    return np.asarray(fusion.ordered(_floor_margins(node, arm, shared, weights)).mean(axis=1))
+
+
+def _values_loss(node: NodeTrainer, arm: str, shared: Arrays, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[U] the mean loss in nats of each user's model on the floor's pairs."""
+    return np.asarray(np.logaddexp(0.0, -_floor_margins(node, arm, shared, weights)).mean(axis=1))
 
 
 @pytest.mark.parametrize("arm", ["local", "dual", "dual_dp"])
@@ -418,13 +457,54 @@ def test_nobody_falls_below_the_values_floor(make: Make, arm: str, changes: dict
     (node,) = make(train__personal_values=0.0, train__prior_precision=0.05, **changes)
     shared = finish_arm([node], arm, 2)
     chosen = _state(node, arm).fusion
-    before = _values_share(node, arm, shared, np.tile([[1.0, 0.0]], (USERS, 1)))
+    alone = np.tile([[1.0, 0.0]], (USERS, 1))
+    before = _values_share(node, arm, shared, alone)
     floor = before - node.config.fusion_tolerance - 1e-6
     assert (_values_share(node, arm, shared, chosen) >= floor).all()
+    ceiling = _values_loss(node, arm, shared, alone) + node.config.fusion_margin + 1e-5
+    assert (_values_loss(node, arm, shared, chosen) <= ceiling).all()
     assert (chosen[:, 1] > 0).any() or arm == "dual_dp"
     trained = _values_share(node, arm, shared, np.tile([[1.0, 1.0]], (USERS, 1)))
     if arm == "local":
         assert (trained < before).any()  # so the floor had something to refuse
+
+
+@pytest.mark.parametrize("arm", ["shared", "dual"])
+@pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
+def test_pairs_of_the_floor_never_train(
+    make: Make, tmp_path: Path, arm: str, changes: dict[str, Any]
+) -> None:
+    """Other answers in the floor's pairs change no reply and no personal number; in others they do."""
+    population, results = tiny_population(), {}
+    public = [number for number, pair in enumerate(population.values) if pair.public]
+    for name, turned in (("as-is", []), ("floor", public[1::2]), ("values", public[::2])):
+        values = tuple(
+            replace(pair, chosen=pair.rejected, rejected=pair.chosen) if number in turned else pair
+            for number, pair in enumerate(population.values)
+        )
+        replace(population, values=values).save(tmp_path / f"p-{name}")
+        (node,) = make(out=name, folder=tmp_path / f"p-{name}", **changes)
+        assert len(node.cohort.floor) == len(node.cohort.values) == 3
+        assert not set(node.cohort.floor.chosen) & set(node.cohort.values.chosen)
+        released = _bytes(finish_arm([node], arm, 2))
+        results[name] = (released, None if arm == "shared" else _state(node, arm).after.tobytes())
+    assert results["floor"] == results["as-is"]
+    assert results["values"][0] != results["as-is"][0]
+
+
+@pytest.mark.parametrize("arm", ["local", "dual"])
+@pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
+def test_without_values_pairs_nothing_is_refused(
+    make: Make, tmp_path: Path, arm: str, changes: dict[str, Any]
+) -> None:
+    replace(tiny_population(), values=()).save(tmp_path / "valueless")
+    (node,) = make(folder=tmp_path / "valueless", **changes)
+    assert len(node.cohort.floor) == 0
+    finish_arm([node], arm, 2)
+    chosen = _state(node, arm).fusion
+    # Who has no held-back record to say otherwise keeps what was trained.
+    assert chosen[NO_RECORDS].tolist() == list(fusion.DEFAULT)
+    assert (chosen[:, 1] > 0).sum() > USERS // 2
 
 
 def _against_values(tmp_path: Path) -> Path:
@@ -516,12 +596,16 @@ def test_nobody_with_records_and_no_values_pairs(make: Make, tmp_path: Path, cha
 
 METHODS: dict[str, dict[str, Any]] = {
     "components": {},
+    "components-trunk-uploads": {"privacy__trunk": True},
     "components-in-trunk": {"shared__component_trunk": True},
     "fedit": {
         "method": "fedit", "shared__kind": "lora", "personal__kind": "lora",
         "personal__targets": "q_proj", "personal__layers": "top:1",
     },
     "ffa": {"method": "ffa", "shared__kind": "b_only", "personal__kind": "b_only"},
+    "ffa-trunk-uploads": {
+        "method": "ffa", "shared__kind": "b_only", "personal__kind": "b_only", "privacy__trunk": True,
+    },
     "fdlora": {
         "method": "fdlora", "federation__server": "nesterov",
         "shared__kind": "lora", "personal__kind": "lora",
@@ -540,8 +624,11 @@ def test_every_method_runs(make: Make, method: str, arm: str) -> None:
     (node,) = make(**METHODS[method])
     shared = finish_arm([node], arm, 2)
     start = initial_shared(node.config, arm)
-    trunk = [name for name in shared if name.endswith(".B")]
-    assert trunk and all(np.abs(shared[name] - start[name]).max() > 0 for name in trunk)
+    layers = [name for name in shared if name.endswith(".B")]
+    head_only = arm == "dual_dp" and method in ("components", "ffa")  # privacy.trunk is off
+    assert bool(layers) != head_only
+    moving = [name for name in shared if name.startswith("head.")] if head_only else layers
+    assert moving and all(np.abs(shared[name] - start[name]).max() > 0 for name in moving)
     if method in ("fedit", "fdlora"):
         assert any(name.endswith(".A") for name in shared)
     state = _state(node, arm)
@@ -566,6 +653,45 @@ def test_the_leaking_method_uploads_the_sum_of_personal_adapters(make: Make) -> 
     assert users == USERS
     flat = np.concatenate([value.ravel() for value in sums.values()])
     np.testing.assert_allclose(np.sort(flat), np.sort(own), atol=1e-5)
+
+
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_fdlora_as_printed_replaces_the_personal_adapter_every_fifth_round(
+    make: Make, local_steps: int
+) -> None:
+    """In round 5 each federated user's personal adapter becomes his own shared copy; in no other."""
+    same = {"kind": "lora", "rank": 2, "targets": "q_proj", "layers": "top:1"}
+    specs = {f"{side}__{key}": value for side in ("shared", "personal") for key, value in same.items()}
+    steps = {"federation__server": "nesterov", "train__local_steps": local_steps, "train__inner_lr": 0.1}
+    leak = {"method": "fdlora-as-printed", "federation__leak_personal_weights": True}
+    runs = {}
+    for method in ("fdlora-as-printed", "fdlora"):
+        (node,) = make(
+            out=method, **specs, **steps | (leak if method in leak.values() else {"method": method})
+        )
+        trainer = node.arm("dual")
+        if method in leak.values():
+            assert isinstance(trainer, CohortArm)
+        runs[method] = node
+    node = runs["fdlora-as-printed"]
+    trainer, shared = node.arm("dual"), _moved(node.config, "dual")
+    assert isinstance(trainer, CohortArm)
+    theta = from_arrays(trainer.adapter.shared_layout, shared).numpy()
+    federated = [user for user in range(USERS) if user not in UNFEDERATED]
+    for server_round in range(1, 7):
+        reply, users = node.train("dual", server_round, shared)
+        runs["fdlora"].train("dual", server_round, shared)
+        state, other = _state(node, "dual"), _state(runs["fdlora"], "dual")
+        copies = theta + from_arrays(trainer.adapter.shared_layout, reply).numpy() / users
+        mean = state.after[federated].mean(axis=0)
+        if server_round == 5:
+            np.testing.assert_allclose(mean, copies, atol=1e-5)
+            assert not np.allclose(state.after[federated], other.after[federated], atol=1e-3)
+        else:
+            assert not np.allclose(mean, copies, atol=1e-3)
+        if server_round < 5:
+            np.testing.assert_array_equal(state.after, other.after)
+        assert (state.after[list(UNFEDERATED)] == trainer.prior).all()
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "sft"])

@@ -11,17 +11,19 @@ import torch
 
 from fl_core.base_model import load_base
 from fl_core.config import RunConfig
-from fl_core.errors import AdapterError, ModelError, PrivacyError
+from fl_core.errors import AdapterError, ConfigurationError, ModelError, PrivacyError
 from fl_core.features import FeatureMap
-from fl_core.privacy import Sigmas
+from fl_core.privacy import DpEvent, Sigmas, epsilon
 from fl_core.shared import (
     Arm,
     arm_sigmas,
     arm_specs,
     build_arm,
     from_arrays,
+    head_alone,
     initial_shared,
     planned_steps,
+    text_shards,
     to_arrays,
 )
 from tests.tiny_runs import tiny_config
@@ -37,6 +39,7 @@ def test_an_arm_s_name_says_its_parts() -> None:
     [
         ("shared", ("b_only", None)),
         ("local", ("b_only", "subspace")),
+        ("shared_dp", ("b_only", None)),
         ("dual_dp", ("components", "components")),
     ],
 )
@@ -44,7 +47,25 @@ def test_specifications_of_each_arm(tiny_model_folder: Path, arm: str, kinds: tu
     config = tiny_config(tiny_model_folder)
     shared, personal = arm_specs(config, Arm.named(arm))
     assert (shared.kind, personal.kind if personal else None) == kinds
-    assert bool(shared.target_names) == (arm != "local")
+    assert bool(shared.target_names) == (arm == "shared")
+
+
+@pytest.mark.parametrize("arm", ["shared_dp", "dual_dp"])
+def test_a_private_arm_trains_the_head_alone_unless_asked_for_more(tiny_model_folder: Path, arm: str) -> None:
+    named, targets = Arm.named(arm), ("q_proj", "down_proj")
+    alone = tiny_config(tiny_model_folder)
+    assert head_alone(alone, named) and text_shards(alone, named) == 1
+    assert arm_specs(alone, named)[0].target_names == ()
+    assert {name.split(".")[0] for name in initial_shared(alone, arm)} == {"head"}
+    assert not head_alone(alone, Arm.named(arm.removesuffix("_dp")))
+    # Each of these is trained with the trunk's layers, whatever the reason.
+    public_uploads = {"privacy__scope": "personal", "arms": "dual_dp"}
+    for changes in ({"privacy__trunk": True}, public_uploads, {"train__local_steps": 2}):
+        config = tiny_config(tiny_model_folder, **changes)
+        assert not head_alone(config, named)
+        assert text_shards(config, named) == config.text_shards
+        assert arm_specs(config, named)[0].target_names == targets
+        assert any(name.startswith("trunk.") for name in initial_shared(config, arm))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +80,8 @@ def test_specifications_of_each_arm(tiny_model_folder: Path, arm: str, kinds: tu
     ],
 )
 def test_planned_steps_by_hand(changes: tuple[int, ...], expected: tuple[tuple[int, int], ...]) -> None:
-    names = ("federation.rounds", "train.text-shards", "train.local-steps")
-    names += ("train.personal-steps", "train.final-steps")
+    inner = ("text-shards", "local-steps", "personal-steps", "final-steps")
+    names = ("federation.rounds", *(f"train.{name}" for name in inner))
     config = RunConfig.from_flat(dict(zip(names, changes, strict=True)))
     assert tuple(planned_steps(config, Arm.named(arm)) for arm in ("shared", "dual", "local")) == expected
 
@@ -73,6 +94,26 @@ def test_noise_only_where_an_arm_is_private() -> None:
     without = RunConfig.from_flat({"privacy.epsilon": 0.0})
     with pytest.raises(PrivacyError, match=r"epsilon=0; set a target"):
         arm_sigmas(without, Arm.named("dual_dp"))
+
+
+@pytest.mark.parametrize("arm", ["local_dp", "dual_dp"])
+def test_where_uploads_are_public_the_whole_budget_is_the_personal_steps(arm: str) -> None:
+    config = RunConfig.from_flat({"privacy.scope": "personal", "arms": arm})
+    named, privacy = Arm.named(arm), config.privacy
+    sigmas, (_, personal) = arm_sigmas(config, named), planned_steps(config, named)
+    assert sigmas.shared == 0.0 and personal > 0
+    spent = epsilon(
+        [DpEvent(privacy.sampling_rate, sigmas.personal, personal, privacy.clip, "personal")], privacy.delta
+    )
+    assert 0.97 * privacy.epsilon < spent <= privacy.epsilon
+    if arm == "dual_dp":  # the same steps with a quarter of the budget need more noise
+        assert sigmas.personal < arm_sigmas(RunConfig.from_flat({"arms": arm}), named).personal
+
+
+def test_a_shared_private_arm_without_private_uploads_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="nothing private in arm 'shared_dp'"):
+        RunConfig.from_flat({"privacy.scope": "personal", "arms": "dual_dp,shared_dp"})
+    assert RunConfig.from_flat({"privacy.scope": "both", "arms": "dual_dp,shared_dp"}).arm_names
 
 
 @pytest.mark.parametrize("arm", ["shared", "local", "dual"])

@@ -89,9 +89,10 @@ def test_epsilon_counts_the_steps_that_were_made(finished: tuple[RunConfig, Path
 def test_fewer_steps_cost_less_and_absence_is_not_divided_by_the_schedule(
     finished: tuple[RunConfig, Path, Results],
 ) -> None:
-    config = finished[0].model_copy(
-        update={"federation": finished[0].federation.model_copy(update={"rounds": 8})}
-    )
+    given = finished[0]
+    longer = given.federation.model_copy(update={"rounds": 8})
+    trunk = given.privacy.model_copy(update={"trunk": True})  # the head alone has no schedule of texts
+    config = given.model_copy(update={"federation": longer, "privacy": trunk})
     arm, zero = Arm.named("dual_dp"), np.zeros(1, dtype=np.int64)
     state = PersonalState.fresh(zero, np.zeros(2, dtype=np.float32))
 
@@ -103,6 +104,9 @@ def test_fewer_steps_cost_less_and_absence_is_not_divided_by_the_schedule(
     assert most(8, 5) == (4, 5)  # in all rounds: each record in every second
     assert most(3, 5) == (3, 5)  # three rounds, which may all have been about one record
     assert most(0, 0) == (0, 0)
+    config = given.model_copy(update={"federation": longer})
+    assert planned_steps(config, arm)[0] == 8
+    assert most(8, 5) == (8, 5)  # the head alone: each record in every round
 
 
 def test_same_seed_same_figures(

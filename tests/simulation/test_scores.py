@@ -36,7 +36,9 @@ def test_head_margins_are_those_of_each_user_s_own_model(
     arm: str,
     split: Split,
 ) -> None:
-    node = _node(tiny_model_folder, tiny_population_folder(form), tmp_path)
+    # No floor: on a random model it may refuse everybody's own part, and nothing would be compared.
+    loose = {"fusion_margin": 100.0, "fusion_tolerance": 1.0}
+    node = _node(tiny_model_folder, tiny_population_folder(form), tmp_path, **loose)
     released = finish_arm([node], arm, 2)
     trainer = node.arm(arm)
     assert isinstance(trainer, HeadArm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies.server_optimizer import RULES, OptimizerState, adam, nesterov, sgd
+from strategies.server_optimizer import RULES, OptimizerState, adam, nesterov, rates, sgd
 
 
 def _one(value: float) -> dict[str, np.ndarray]:
@@ -62,3 +62,22 @@ def test_pure(name: str) -> None:
     theta, d, state = _theta(1.0), _one(2.0), OptimizerState()
     RULES[name](theta, d, state, 0.1)
     assert float(theta["x"][0]) == 1.0 and float(d["x"][0]) == 2.0 and state == OptimizerState()
+
+
+def test_rates_by_hand() -> None:
+    """Constant for a third of the run, then linearly to 0; the head's are a factor higher."""
+    names = ("head.common", "head.bias", "trunk.0.q_proj.B", "ahead.x")
+    for share, left in ((0.0, 1.0), (1 / 3, 1.0), (0.5, 0.75), (2 / 3, 0.5), (0.9, 0.15), (1.0, 0.0)):
+        now = rates(names, 0.02, 10.0, share)
+        assert list(now) == list(names)
+        assert now["head.common"] == now["head.bias"] == pytest.approx(0.2 * left)
+        assert now["trunk.0.q_proj.B"] == now["ahead.x"] == pytest.approx(0.02 * left)
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_each_array_moves_at_its_own_rate(name: str) -> None:
+    theta = {key: np.zeros(2, dtype=np.float32) for key in ("head.common", "trunk.B")}
+    d = {key: np.array([1.0, -2.0]) for key in theta}
+    moved, _ = RULES[name](theta, d, OptimizerState(), rates(theta, 0.01, 10.0, 0.0))
+    np.testing.assert_allclose(moved["head.common"], 10 * moved["trunk.B"], rtol=1e-6)
+    assert np.abs(moved["trunk.B"]).min() > 0
