@@ -67,8 +67,6 @@ class HeadArm(ArmTrainer):
         self.round_texts = texts_of(together)
         self.all_texts = texts_of(together, cohort.examples(Split.HOLDBACK), cohort.floor)
         self.private = np.arange(len(together)) < len(own)
-        self.at_prior = torch.zeros(len(together), dtype=torch.bool)
-        self.at_prior[len(own) :] = torch.from_numpy(values.chosen // 2 % 2 == 0)
         self.shards = text_shards(config, arm)
         self.shard = schedule(cohort.population, together, self.shards)
 
@@ -131,17 +129,12 @@ class HeadArm(ArmTrainer):
         return taken & users[self.train_examples.user]
 
     def _coefficients(self, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """c_u [E, R+1] and bias [E] of each example: its own user's.
-
-        Every other public pair is judged at the prior, so that the shared part alone keeps the
-        universal values too.
-        """
+        """c_u [E, R+1] and bias [E] of each example, public pairs too: its own user's."""
         users = torch.from_numpy(self.engine.examples.user)
         if self.adapter.personal is None:
             weights = torch.zeros(len(self.keys), 1)
         mixing, bias = weights[:, :-1], weights[:, -1]
         rows = torch.cat([torch.ones(len(self.keys), 1), mixing], dim=1)[users]
-        rows[:, 1:] *= ~self.at_prior[:, None]
         return rows, bias[users] + self.adapter.shared_layout.view(theta, "head.bias")
 
     def _weights(
