@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/duet simulate --source world --out runs/demo
+	$(BIN)/duet simulate benchmarks/scenarios/demo.toml --out runs/demo
 
 test: install
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """Which personal kind helps at which number of records, with and without DP: one picture.
 
 One shared adapter setting, one population, the personal kinds side by side: ``components``
-(K mixing weights over shared components), ``subspace`` (r numbers along public directions),
-``b_only`` (a whole head vector) and ``lora`` (a rank-r LoRA of its own in the trunk's top layer
-and a head vector; trained after the rounds, on the ``b_only`` run's shared adapter).
+(K mixing weights over shared components), ``subspace`` (r numbers along public directions) and
+``b_only`` (a whole head vector of one's own, which is what ``lora`` is in a head too).  All live
+in the reward head; personal adapters in the trunk need a pass a user and are not in this picture.
 
-    python -m benchmarks.personal_kinds --out docs
+    duet prepare POPULATION --source world --users 300 --set world.prompts=64 --set world.answers=8
+    python -m benchmarks.personal_kinds --population POPULATION --out docs
 """
 
 from __future__ import annotations
@@ -37,22 +38,14 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "components": {},
     "subspace": {"shared.kind": "b_only", "personal.kind": "subspace", "personal.rank": 8},
     "b_only": {"shared.kind": "b_only", "personal.kind": "b_only"},
-    "lora": {
-        "shared.kind": "b_only",
-        "personal.kind": "lora",
-        "personal.targets": "q_proj,v_proj",
-        "personal.layers": "top:1",
-        "personal.rank": 2,
-        "train.inner": "sgd",
-        "train.personal-lr": 0.2,
-    },
 }
 
 
 def settings(kind: str, epsilon: float, rounds: int, seed: int) -> RunConfig:
     """The run of one kind; epsilon 0 leaves DP out."""
     flat = RunConfig().to_flat() | dict(KINDS[kind])
-    flat |= {"privacy.epsilon": epsilon or 8.0, "federation.rounds": rounds, "seed": seed}
+    flat |= {"shared.targets": "", "privacy.epsilon": epsilon or 8.0}
+    flat |= {"federation.rounds": rounds, "seed": seed}
     return RunConfig.from_flat(flat)
 
 
@@ -96,17 +89,10 @@ def measure(population: Path, epsilon: float, rounds: int, seed: int) -> list[di
         node, theta = train_arm(settings("b_only", 0, rounds, seed), population, out / "shared", "shared")
         pooled = accuracies(node, "shared", theta, personal=False)
         rows: list[dict[str, Any]] = []
-        kept: dict[str, Arrays] = {}
         for kind in KINDS:
             for arm in ("dual", "dual_dp"):
                 started, config = time.monotonic(), settings(kind, epsilon, rounds, seed)
-                if kind == "lora":  # needs passes of its own for every user: after the rounds only
-                    node = NodeTrainer(config, population, out / kind, 0, 1)
-                    theta = kept[arm]
-                    node.personalize(arm, rounds + 1, theta)
-                else:
-                    node, theta = train_arm(config, population, out / kind, arm)
-                    kept[arm] = theta
+                node, theta = train_arm(config, population, out / kind, arm)
                 gain = accuracies(node, arm, theta, personal=True) - pooled
                 rows += rows_of(kind, arm == "dual_dp", gain, counts)
                 seconds = time.monotonic() - started
@@ -122,7 +108,7 @@ def main() -> None:
         "--out", type=Path, default=Path("docs"), help="folder of the picture and the figures"
     )
     parser.add_argument("--epsilon", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = measure(args.population, args.epsilon, args.rounds, args.seed)
