@@ -5,7 +5,7 @@ One shared adapter setting, one population, the personal kinds side by side: ``c
 ``b_only`` (a whole head vector of one's own, which is what ``lora`` is in a head too).  All live
 in the reward head; personal adapters in the trunk need a pass a user and are not in this picture.
 
-    duet prepare POPULATION --source world --users 300 --set world.prompts=64 --set world.answers=8
+    duet prepare POPULATION --source world --users 200 --set world.prompts=64 --set world.answers=8
     python -m benchmarks.personal_kinds --population POPULATION --out docs
 """
 
@@ -37,7 +37,7 @@ from simulation.uncertainty import bootstrap_interval
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "components": {},
     "subspace": {"shared.kind": "b_only", "personal.kind": "subspace", "personal.rank": 8},
-    "b_only": {"shared.kind": "b_only", "personal.kind": "b_only"},
+    "b_only": {"shared.kind": "b_only", "personal.kind": "b_only", "train.personal-steps": 0},
 }
 
 
