@@ -81,7 +81,9 @@ def rows_of(kind: str, private: bool, gain: np.ndarray, counts: np.ndarray) -> l
     return rows
 
 
-def measure(population: Path, epsilon: float, rounds: int, seed: int) -> list[dict[str, Any]]:
+def measure(
+    population: Path, epsilon: float, rounds: int, seed: int, kinds: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """Gains over the shared adapter alone (without DP) for every kind, with and without DP."""
     counts = train_counts(Population.load(population))
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +91,7 @@ def measure(population: Path, epsilon: float, rounds: int, seed: int) -> list[di
         node, theta = train_arm(settings("b_only", 0, rounds, seed), population, out / "shared", "shared")
         pooled = accuracies(node, "shared", theta, personal=False)
         rows: list[dict[str, Any]] = []
-        for kind in KINDS:
+        for kind in kinds:
             for arm in ("dual", "dual_dp"):
                 started, config = time.monotonic(), settings(kind, epsilon, rounds, seed)
                 node, theta = train_arm(config, population, out / kind, arm)
@@ -109,9 +111,10 @@ def main() -> None:
     )
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows = measure(args.population, args.epsilon, args.rounds, args.seed)
+    rows = measure(args.population, args.epsilon, args.rounds, args.seed, tuple(args.kinds))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "personal_kinds.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (args.out / "personal_kinds.svg").write_bytes(sweep_figure(rows))
