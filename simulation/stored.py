@@ -22,7 +22,6 @@ PARTS = (
     "seconds",
     "privacy",
     "curves",
-    "harm_level",
 )
 """Fields of ``Results`` that ``report.json`` holds under their own names."""
 
