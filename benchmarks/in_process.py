@@ -13,22 +13,16 @@ import numpy as np
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.shared import Arm, Arrays, initial_shared
-from strategies.server_optimizer import RULES, OptimizerState, rates
+from strategies.server_optimizer import OptimizerState, server_step
 
 
 def rounds_of(node: NodeTrainer, config: RunConfig, arm: str) -> Iterator[tuple[int, Arrays]]:
     """(round, shared adapter after it) of every round, with one node that hosts all users."""
     theta, state = initial_shared(config, arm), OptimizerState()
-    federation = config.federation
-    for server_round in range(1, federation.rounds + 1):
+    for server_round in range(1, config.federation.rounds + 1):
         sums, users = node.train(arm, server_round, theta)
         update = {name: value.astype(np.float64) / max(1, users) for name, value in sums.items()}
-        done = state.step / federation.rounds
-        private = Arm.named(arm).private and config.privacy.scope == "both"
-        lr = federation.server_lr * (config.privacy.server_factor if private else 1.0)
-        factors = rates(theta, lr, federation.head_factor, done)
-        rate = factors if federation.server == "adam" else federation.server_lr
-        theta, state = RULES[federation.server](theta, update, state, rate)
+        theta, state = server_step(config, arm, theta, update, users, state)
         yield server_round, theta
 
 

@@ -18,8 +18,8 @@ class Cohort:
     """The data of a node: its users' records, all texts as tokens, and the public pairs.
 
     Texts of the values pairs are appended to the population's texts: ``values`` are the public
-    pairs that train, ``floor`` the public pairs that set the values floor and never train, and
-    ``hidden_values`` those that only an evaluation may look at.
+    pairs that train, ``floor`` those of every third public prompt, which set the values floor and
+    never train, and ``hidden_values`` those that only an evaluation may look at.
     """
 
     def __init__(
@@ -32,11 +32,16 @@ class Cohort:
             rendered += [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
         self.tokens = tuple(_tokens(base, prompt, response, config.train) for prompt, response in rendered)
         public = np.array([pair.public for pair in population.values], dtype=bool)
-        public_places = np.flatnonzero(public) * 2 + first
-        self.values = _values(public_places[::2])
-        self.floor = _values(public_places[1::2])
+        floor = _every_third_prompt([pair.prompt for pair in population.values], public)
+        self.values = _values(np.flatnonzero(public & ~floor) * 2 + first)
+        self.floor = _values(np.flatnonzero(public & floor) * 2 + first)
         self.hidden_values = _values(np.flatnonzero(~public) * 2 + first)
         self.federated = np.array([population.users[int(user)].federated for user in users], dtype=bool)
+
+    def public_pairs(self, most: int) -> Examples:
+        """At most ``most`` of the public pairs that train, evenly spaced."""
+        count = len(self.values)
+        return self.values.take(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
     def examples(self, split: Split) -> Examples:
         """The hosted users' records of a split, ``user`` counted within the node."""
@@ -66,6 +71,15 @@ class Cohort:
             generator = np.random.default_rng([self.config.seed, int(user), server_round, 77])
             rows.append(generator.random() < self.population.users[int(user)].availability)
         return np.asarray(self.federated & np.array(rows, dtype=bool))
+
+
+def _every_third_prompt(prompts: list[str], public: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[V] True where a pair's prompt is the second, fifth, ... of the public ones."""
+    order: dict[str, int] = {}
+    for prompt, known in zip(prompts, public, strict=True):
+        if known:
+            order.setdefault(prompt, len(order))
+    return np.array([order.get(prompt, 0) % 3 == 1 for prompt in prompts], dtype=bool)
 
 
 def _values(chosen: npt.NDArray[np.int64]) -> Examples:

@@ -125,7 +125,8 @@ class CohortArm(ArmTrainer):
 
     def _values_gradient(self, theta: Tensor) -> Tensor | None:
         """[D_s] mean gradient of the public pairs at the prior, times their weight."""
-        weight, values = self.config.train.values_weight, self.cohort.values
+        weight = self.config.train.values_weight
+        values = self.cohort.public_pairs(self.config.train.values_pairs)
         if weight == 0 or len(values) == 0 or self.config.train.objective == "sft":
             return None
         prior = CohortState(theta[None], torch.from_numpy(self.prior)[None], torch.tensor([[1.0, 0.0]]))

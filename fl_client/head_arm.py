@@ -21,7 +21,7 @@ from fl_core.cohort import cohort_noise, sample_records
 from fl_core.config import RunConfig
 from fl_core.engine import Examples
 from fl_core.errors import PrivacyError
-from fl_core.features import FeatureMap
+from fl_core.frozen_features import FrozenFeatures
 from fl_core.privacy import Purpose
 from fl_core.private_head import (
     HeadExamples,
@@ -39,6 +39,7 @@ from fl_core.shared import (
     text_shards,
 )
 from fl_core.shared_text import PrefixStore, SharedTextEngine
+from fl_core.values_first import values_first
 
 NEWTON_STEPS = 8
 VALUES_PAIRS_PER_USER = 8
@@ -54,19 +55,26 @@ class HeadArm(ArmTrainer):
         arm: Arm,
         cohort: Cohort,
         out: Path,
-        features: FeatureMap,
+        frozen: FrozenFeatures,
         store: PrefixStore,
     ) -> None:
-        super().__init__(config, arm, cohort, out, features, store.trunk)
+        super().__init__(config, arm, cohort, out, frozen.features, store.trunk)
+        frozen = frozen.narrowed(self.adapter.hidden)
+        most = config.train.values_pairs if self.adapter.sites_shared else len(cohort.values)
+        self.public_pairs = cohort.public_pairs(most)
         own = self.train_examples
         values = self._users_values()
         together = Examples(
             *(np.concatenate(pair) for pair in zip(_columns(own), _columns(values), strict=True))
         )
-        self.engine = SharedTextEngine(self.trunk, self.adapter, cohort.tokens, together, store=store)
-        self.round_texts = texts_of(together)
-        self.all_texts = texts_of(together, cohort.examples(Split.HOLDBACK), cohort.floor)
+        self.engine = SharedTextEngine(
+            self.trunk, self.adapter, cohort.tokens, together, store=store, frozen=frozen.phi
+        )
+        self.round_texts = texts_of(together, self.public_pairs)
+        self.all_texts = texts_of(together, self.public_pairs, cohort.examples(Split.HOLDBACK), cohort.floor)
         self.private = np.arange(len(together)) < len(own)
+        self.public_at_prior = self._every_other(values)
+        self.target = torch.from_numpy(~self.private).float() * config.train.values_margin
         self.shards = text_shards(config, arm)
         self.shard = schedule(cohort.population, together, self.shards)
 
@@ -75,11 +83,18 @@ class HeadArm(ArmTrainer):
 
         Each sees a few; together they see all.  The deal depends on a user's number alone.
         """
-        count = min(len(self.cohort.values), self.config.train.values_pairs)
+        count = len(self.public_pairs)
         each = max(min(count, VALUES_PAIRS_PER_USER), -(-count // len(self.cohort.population.users)))
         places = (self.cohort.users[:, None] * each + np.arange(each)) % max(1, count)
         rows = np.repeat(np.arange(len(self.keys), dtype=np.int64), each)
-        return replace(self.cohort.values.take(places.reshape(-1)), user=rows)
+        return replace(self.public_pairs.take(places.reshape(-1)), user=rows)
+
+    def _every_other(self, values: Examples) -> npt.NDArray[np.bool_]:
+        """[E] every other public pair of a user, which trains the shared adapter alone (w = 0).
+
+        The shared adapter must order the values by itself: it is what a user falls back to.
+        """
+        return np.asarray(np.arange(len(values)) % max(1, len(values) // max(1, len(self.keys))) % 2 == 0)
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """One round: at a cycle's start the private weights, then the shared gradient given them."""
@@ -91,10 +106,10 @@ class HeadArm(ArmTrainer):
             steps = self.config.train.personal_steps
             weights = self._personal_round(theta, weights, online, server_round)
         taken = self._sampled(server_round, online, Purpose.SHARED_SAMPLE, 0)
-        coefficients, bias = self._coefficients(theta, weights)
+        coefficients, bias = self._coefficients(theta, weights, server_round)
         weight = self._weights(taken, online, server_round)
         total, _ = self.engine.clipped_sum(
-            theta, coefficients, bias, weight, self.shared_clip, only=self.private
+            theta, coefficients, bias, weight, self.shared_clip, self.private, self.target
         )
         total = total + self._noise_sum(online, server_round)
         self.record_round(state, server_round, weights, online, steps)
@@ -114,6 +129,7 @@ class HeadArm(ArmTrainer):
         else:
             steps = NEWTON_STEPS
             weights = self._newton(problem, public, weights, everyone, steps)
+        weights = self._values_first(theta, table, weights, public)
         chosen = self._fuse(theta, table, weights, server_round)
         done = replace(state, server_round=server_round, after=weights.numpy(), fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + steps))
@@ -128,14 +144,22 @@ class HeadArm(ArmTrainer):
         taken = sample_records(self.train_examples, self.keys, rate, self.noise, server_round, step, purpose)
         return taken & users[self.train_examples.user]
 
-    def _coefficients(self, theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """c_u [E, R+1] and bias [E] of each example, public pairs too: its own user's."""
+    def _coefficients(self, theta: Tensor, weights: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
+        """c_u [E, R+1] and bias [E] of each example: its user's, or the prior's.
+
+        Which records are at the prior is drawn for each alone, whatever the others are.
+        """
         users = torch.from_numpy(self.engine.examples.user)
         if self.adapter.personal is None:
             weights = torch.zeros(len(self.keys), 1)
         mixing, bias = weights[:, :-1], weights[:, -1]
         rows = torch.cat([torch.ones(len(self.keys), 1), mixing], dim=1)[users]
-        return rows, bias[users] + self.adapter.shared_layout.view(theta, "head.bias")
+        share, key = self.config.train.prior_share, (server_round, 0, Purpose.AT_PRIOR)
+        records = sample_records(self.train_examples, self.keys, share, self.noise, *key)
+        at_prior = torch.from_numpy(np.concatenate([records, self.public_at_prior]))
+        rows[at_prior, 1:] = 0.0
+        own = torch.where(at_prior, 0.0, bias[users])
+        return rows, own + self.adapter.shared_layout.view(theta, "head.bias")
 
     def _weights(
         self, taken: npt.NDArray[np.bool_], online: npt.NDArray[np.bool_], server_round: int
@@ -175,11 +199,8 @@ class HeadArm(ArmTrainer):
 
     def _public(self, theta: Tensor, table: TextTable) -> PublicPairs:
         """The public values pairs as each user's own fit sees them."""
-        pairs = self.cohort.values.take(
-            np.arange(min(len(self.cohort.values), self.config.train.values_pairs))
-        )
-        values = head_examples(self.adapter, theta, table, pairs)
-        return PublicPairs(values.z, values.offset, self.config.train.personal_values)
+        values, train = head_examples(self.adapter, theta, table, self.public_pairs), self.config.train
+        return PublicPairs(values.z, values.offset - train.values_margin, train.personal_values)
 
     # The private weights -----------------------------------------------------------------
 
@@ -225,6 +246,13 @@ class HeadArm(ArmTrainer):
         return weights
 
     # Fusion ------------------------------------------------------------------------------
+
+    def _values_first(self, theta: Tensor, table: TextTable, weights: Tensor, public: PublicPairs) -> Tensor:
+        """The private weights, moved to where they keep the values floor."""
+        judges = head_examples(self.adapter, theta, table, self.cohort.floor)
+        floor = PublicPairs(judges.z, judges.offset, 0.0)
+        precision, tolerance = self.config.train.prior_precision, self.config.fusion_tolerance
+        return values_first(weights, public, floor, precision, tolerance)
 
     def _fuse(
         self, theta: Tensor, table: TextTable, weights: Tensor, server_round: int

@@ -23,14 +23,18 @@ from fl_client.head_arm import HeadArm
 from fl_core.base_model import load_base
 from fl_core.config import RunConfig
 from fl_core.errors import PrivacyError
-from fl_core.features import FeatureMap
+from fl_core.frozen_features import FrozenFeatures, frozen_features
 from fl_core.records import Population
 from fl_core.shared import (
     Arm,
     Arrays,
     build_arm,
 )
-from fl_core.shared_text import PrefixStore, pooled_features
+from fl_core.shared_text import PrefixStore
+from fl_core.trunk import Trunk
+
+FEWEST_FITTED = 1000
+"""Texts of public values pairs that scale the features at least, where there are so many."""
 
 
 class NodeTrainer:
@@ -47,7 +51,7 @@ class NodeTrainer:
         self.config, self.out = config, out
         self.cohort = Cohort(config, people, load_base(config.model, config.dtype), users)
         self._arms: dict[str, HeadArm | CohortArm] = {}
-        self._map: FeatureMap | None = None
+        self._features: FrozenFeatures | None = None
         trunk, _ = build_arm(config, Arm.named("dual"), self.cohort.base)
         self._store = PrefixStore(trunk, self.cohort.tokens)
 
@@ -74,16 +78,24 @@ class NodeTrainer:
         return self._arms[name]
 
     def _head_arm(self, arm: Arm) -> HeadArm:
-        return HeadArm(self.config, arm, self.cohort, self.out, self._features(), self._store)
+        return HeadArm(self.config, arm, self.cohort, self.out, self._frozen(), self._store)
 
     def _cohort_arm(self, arm: Arm) -> CohortArm:
-        features = self._features() if self.config.train.objective == "reward" else None
+        features = self._frozen().features if self.config.train.objective == "reward" else None
         return CohortArm(self.config, arm, self.cohort, self.out, features)
 
-    def _features(self) -> FeatureMap:
-        """The reward head's public feature map, from the public texts under the base model."""
-        if self._map is None:
-            used = texts_of(self.cohort.everybodys_train_examples(), self.cohort.values)
-            plain = FeatureMap.plain(self._store.trunk.hidden, self.config.train.pooling)
-            self._map = plain.fitted(pooled_features(self._store, plain, used)) if len(used) else plain
-        return self._map
+    def _frozen(self) -> FrozenFeatures:
+        """All texts' features under the base, fitted to public texts; see ``fl_core.frozen_features``.
+
+        The fit takes the population's texts and about twice as many of the public values pairs.
+        """
+        if self._features is None:
+            own = texts_of(self.cohort.everybodys_train_examples())
+            values = texts_of(self.cohort.values)
+            count = min(len(values), max(2 * len(own), FEWEST_FITTED))
+            kept = values[np.linspace(0, len(values) - 1, count).round().astype(int)]
+            store = PrefixStore(Trunk(self.cohort.base, []), self.cohort.tokens, cache_bytes=0)
+            used = np.concatenate([own, kept])
+            path = self.out / "features.safetensors"
+            self._features = frozen_features(path, store, self.config.train.pooling, used)
+        return self._features

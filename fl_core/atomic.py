@@ -1,11 +1,17 @@
-"""Files that are either the old version or the new one, whatever kills the process."""
+"""Files that are either the old version or the new one, whatever kills the process; and locks."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fl_core.errors import RunError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -25,3 +31,26 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused, as JSON has neither."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold an advisory lock that dies with its process.
+
+    Raises ``RunError`` when another process holds it for longer than ``seconds``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise RunError(
+                        f"{str(path)!r} has been locked by another process for {seconds:.0f} s; "
+                        "wait for it or stop it, then run again"
+                    ) from None
+                time.sleep(0.1)
+        yield

@@ -84,6 +84,8 @@ class PrivacyConfig(BaseModel):
     ``trunk``: whether private uploads hold the trunk's layers too; without, only the reward head
     is trained privately, because noise grows with the numbers trained.
     ``server_factor``: private arms' server learning rate is this times the others'.
+    ``head_width``: private uploads hold this many of the head's leading coordinates, those in
+    which public texts vary most.
     """
 
     model_config = FROZEN
@@ -96,6 +98,7 @@ class PrivacyConfig(BaseModel):
     fusion_epsilon: float = Field(default=1.0, ge=0)
     scope: Literal["both", "personal"] = "both"
     server_factor: float = Field(default=0.15, gt=0)
+    head_width: int = Field(default=256, ge=1)
     trunk: bool = False
 
 
@@ -110,17 +113,22 @@ class TrainConfig(BaseModel):
     number of records, which is private).  ``weight_decay``: L2 shrinkage of personal numbers
     towards the prior.  ``prior_precision``: of the Gaussian prior around the shared model where
     private weights are fitted without DP by Newton steps.  ``beta``: DPO and KTO temperature.
-    ``values_weight``: weight of the public universal-values pairs in each shared update.
+    ``prior_share``: the chance that a record trains the shared adapter at the prior (w_u = 0)
+    and not at its user's own weights, drawn anew each round, so that the shared adapter alone
+    serves who has no personal one.
+    ``values_weight``: weight of the public universal-values pairs in each shared update;
+    ``values_margin``: the reward margin by which they should be ordered, which leaves room for
+    preferences.  ``personal_values``: their weight in each user's own fit, in records.
     ``max_tokens``: texts are cut there;
     of a prompt at most ``prompt_tokens`` (its last) are kept, 0 leaves prompts out.
-    ``personal_values``: weight of the public pairs in each user's own fit, in records.
     ``text_shards``: where users share texts, round t is about every ``text_shards``-th text (a
     public schedule; for arms that train layers of the trunk), so that a record takes part in
     1 / ``text_shards`` of the rounds, and private weights move at the start of each cycle.
-    ``values_pairs``: how many of the public universal-values pairs train at most; every other
-    one never trains and sets the floor.
-    ``pooling``: what a reward head reads, the last token's hidden state or that and the mean over
-    the response.
+    ``values_pairs``: how many of the public universal-values pairs train at most where layers of
+    the trunk are trained and each costs a pass; those of every third prompt set the floor and
+    never train.
+    ``pooling``: what a reward head reads: the last token's hidden state, that and the mean over
+    the response, or that and the means of the states at all depths (``layers``).
     """
 
     model_config = FROZEN
@@ -136,13 +144,15 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0)
     prior_precision: float = Field(default=4.0, gt=0)
     beta: float = Field(default=0.1, gt=0)
-    values_weight: float = Field(default=0.5, ge=0)
+    prior_share: float = Field(default=0.2, ge=0, le=1)
+    values_weight: float = Field(default=0.2, ge=0)
     max_tokens: int = Field(default=128, ge=8, le=4096)
     prompt_tokens: int = Field(default=48, ge=0, le=4096)
+    values_margin: float = Field(default=4.0, ge=0)
     personal_values: float = Field(default=20.0, ge=0)
     text_shards: int = Field(default=4, ge=1, le=1000)
     values_pairs: int = Field(default=256, ge=0)
-    pooling: Literal["last", "last-mean"] = "last-mean"
+    pooling: Literal["last", "last-mean", "layers"] = "layers"
 
 
 class FederationConfig(BaseModel):
@@ -152,6 +162,8 @@ class FederationConfig(BaseModel):
     round is repeated with a new sample.  ``deadline_seconds``: of one round.
     ``server``: how the mean update is applied, at ``server_lr``; under ``adam`` the reward head's
     rate is ``head_factor`` times that, and rates fall linearly after a third of the rounds.
+    ``head_precision``: of the Gaussian prior around 0 of the shared reward head, in records; it
+    keeps the head from memorising texts.
     ``max_update_norm``: replies whose mean per user is larger are rejected; 0: not checked.
     ``leak_personal_weights``: must be true for ``fdlora-as-printed``, which uploads them.
     """
@@ -165,6 +177,7 @@ class FederationConfig(BaseModel):
     server: Literal["sgd", "nesterov", "adam"] = "adam"
     server_lr: float = Field(default=0.03, gt=0)
     head_factor: float = Field(default=10.0, gt=0)
+    head_precision: float = Field(default=4.0, ge=0)
     max_update_norm: float = Field(default=0.0, ge=0)
     leak_personal_weights: bool = False
 
@@ -193,7 +206,7 @@ class RunConfig(BaseModel):
     method: Method = "components"
     arms: str = "dual"
     fusion_margin: float = Field(default=0.2, ge=0)
-    fusion_tolerance: float = Field(default=0.01, ge=0, le=1)
+    fusion_tolerance: float = Field(default=0.02, ge=0, le=1)
     shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)

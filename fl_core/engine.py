@@ -134,6 +134,7 @@ class CohortEngine:
         self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
         self._lengths = np.array([len(text.ids) for text in self.texts], dtype=np.int64)
         self._reference: dict[int, float] = {}
+        self._reads_depths = train.objective == "reward" and adapter.features.pooling == "layers"
         self._sites = {site.name: site for site in (*adapter.sites_shared, *adapter.sites_personal)}
 
     # Gradients ---------------------------------------------------------------------------
@@ -161,10 +162,9 @@ class CohortEngine:
         """[E, D] float32: each example's own gradient of its loss."""
         rows = self._rows(examples)
         terms = self._row_terms(rows, state, part)
-        hidden = self._prefix(rows)
+        entered = self._enter(rows)
         with self.trunk.adapted(terms, torch.zeros((), requires_grad=True)):
-            final = self.trunk.suffix(hidden, rows.lengths)
-        head_input = self.adapter.features(final, rows.lengths, rows.response)
+            final, head_input = self._leave(rows, entered)
         values = self._row_values(rows, final, head_input, state)
         leaf = values.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self._losses(examples, rows, leaf).sum(), leaf)
@@ -280,10 +280,8 @@ class CohortEngine:
         for index in self._micro_batches(examples):
             rows = self._rows(examples.take(index))
             with self.trunk.adapted(self._row_terms(rows, state, "both")):
-                final = self.trunk.suffix(self._prefix(rows), rows.lengths)
-            value = self._row_values(
-                rows, final, self.adapter.features(final, rows.lengths, rows.response), state
-            )
+                final, head_input = self._leave(rows, self._enter(rows))
+            value = self._row_values(rows, final, head_input, state)
             if self.train.objective != "reward":
                 value = value - self.reference_logprobs(rows.text.tolist())
             values[torch.from_numpy(index)] = value
@@ -298,15 +296,30 @@ class CohortEngine:
         for index in self._micro_batches(fake):
             rows = self._rows(fake.take(index))
             with self.trunk.adapted({}):
-                final = self.trunk.suffix(self._prefix(rows), rows.lengths)
+                final = self.trunk.suffix(self._enter(rows)[0], rows.lengths)
             logprobs = self.trunk.response_logprobs(final, rows.ids, rows.response)
             self._reference.update(zip(missing[index].tolist(), logprobs.tolist(), strict=True))
         return torch.tensor([self._reference[text] for text in texts])
 
     # Batches -----------------------------------------------------------------------------
 
-    def _prefix(self, rows: _Rows) -> Tensor:
-        return self.trunk.prefix(rows.ids, rows.lengths)
+    def _enter(self, rows: _Rows) -> tuple[Tensor, Tensor | None]:
+        """(hidden states that enter the first adapted layer, means of the states below or None)."""
+        if self._reads_depths:
+            return self.trunk.prefix_means(rows.ids, rows.lengths, rows.response)
+        return self.trunk.prefix(rows.ids, rows.lengths), None
+
+    def _leave(self, rows: _Rows, entered: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        """(final hidden states, what the reward head reads), under the adapters in place."""
+        hidden, below = entered
+        means = None
+        if below is None:
+            final = self.trunk.suffix(hidden, rows.lengths)
+        else:
+            final, means = self.trunk.suffix_means(hidden, rows.lengths, rows.response, below)
+        if self.train.objective != "reward":
+            return final, final.new_zeros(len(final), 0)
+        return final, self.adapter.features(final, rows.lengths, rows.response, means)
 
     def _rows(self, examples: Examples) -> _Rows:
         """Rows of a micro-batch: every example's chosen text, then the pairs' rejected ones."""

@@ -189,7 +189,7 @@ def _head_bytes(adapter: DualAdapter, shared: Tensor, personal: Tensor, weights:
         pooled = features.whiten @ vector
         pooled_bias = bias - features.centre @ pooled
     tensors = {"weight": pooled, "bias": pooled_bias, "vector": vector, "vector_bias": bias}
-    metadata = {"format": "pt", "pooling": features.pooling}
+    metadata = {"format": "pt", "pooling": features.pooling, "depths": json.dumps(features.depths)}
     return save({name: value.detach().clone() for name, value in tensors.items()}, metadata)
 
 

@@ -8,22 +8,20 @@ named in the configuration is looked up among the installed entry points of the 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from fl_core.atomic import locked
 from fl_core.config import RunConfig
-from fl_core.errors import ConfigurationError, DataError, RunError
+from fl_core.errors import ConfigurationError, DataError
 from fl_core.records import Population
 
 GROUP = "duet.populations"
@@ -63,7 +61,7 @@ def prepared_population(config: RunConfig, lock_seconds: float = LOCK_SECONDS) -
     builder = _builder(config.population)
     target = duet_home() / "populations" / f"{config.population}-{_fingerprint(config, builder)}"
     if not target.is_dir():
-        with _locked(target.with_name(f"{target.name}.lock"), lock_seconds):
+        with locked(target.with_name(f"{target.name}.lock"), lock_seconds):
             if not target.is_dir():
                 _build(builder, config, target)
     return target
@@ -127,23 +125,3 @@ def _code_hash(builder: Builder) -> str:
     for path in sorted(file for folder in folders for file in Path(folder).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, seconds: float) -> Iterator[None]:
-    """Hold an advisory lock that dies with its process, waiting at most ``seconds``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise RunError(
-                        f"{str(path)!r} has been locked by another process for {seconds:.0f} s; "
-                        "wait for it or stop it, then run again"
-                    ) from None
-                time.sleep(0.1)
-        yield

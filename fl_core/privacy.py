@@ -295,6 +295,7 @@ class Purpose(enum.IntEnum):
     SHARED_SAMPLE = 2
     PERSONAL_SAMPLE = 3
     FUSION = 4
+    AT_PRIOR = 5
 
 
 class NoiseSource(Protocol):

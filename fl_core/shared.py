@@ -63,9 +63,14 @@ def head_alone(config: RunConfig, arm: Arm) -> bool:
     numbers trained: under ``privacy.scope`` "both" the trunk is left out unless
     ``privacy.trunk`` asks for it.
     """
-    noised = arm.private and config.privacy.scope == "both" and not config.privacy.trunk
+    noised = noised_uploads(config, arm) and not config.privacy.trunk
     reward = config.train.objective == "reward" and not config.shared.component_trunk
     return reward and config.shares_texts and (noised or not config.shared.target_names)
+
+
+def noised_uploads(config: RunConfig, arm: Arm) -> bool:
+    """Whether each user's upload carries noise of its own."""
+    return arm.private and config.privacy.scope == "both"
 
 
 def text_shards(config: RunConfig, arm: Arm) -> int:
@@ -114,7 +119,11 @@ def build_arm(
         selections.append((own.target_names, own.layers))
     trunk = trunk or Trunk(base, selections)
     chosen = [_sites(trunk, base, names, layers) for names, layers in selections]
-    width = features.width if features is not None else trunk.hidden
+    fitted = features is not None
+    features = features or FeatureMap.plain(trunk.hidden, config.train.pooling, trunk.depths)
+    if noised_uploads(config, arm):
+        features = features.narrowed(config.privacy.head_width)
+    width = features.width
     weights = {name: site.weight for name, site in trunk.sites.items()}
     adapter = DualAdapter(
         shared=shared,
@@ -125,8 +134,8 @@ def build_arm(
         head=config.train.objective == "reward",
         seed=config.seed,
         weights=weights,
-        head_basis=torch.eye(width) * math.sqrt(width) if features is not None else None,
-        features=features or FeatureMap.plain(trunk.hidden, config.train.pooling),
+        head_basis=torch.eye(width) * math.sqrt(width) if fitted else None,
+        features=features,
     )
     return trunk, adapter
 

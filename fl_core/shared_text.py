@@ -37,6 +37,10 @@ from fl_core.trunk import Tokens, Trunk, pad
 
 Index = npt.NDArray[np.int64]
 
+ONE_BLOCK = 2**62
+"""Tokens of a block where features are known and no pass bounds it."""
+NORM_ROWS = 4096
+"""Examples whose feature differences are held at a time."""
 GRAM_ROWS = 64
 """Pairs of texts whose Jacobians are held in float64 at a time."""
 
@@ -47,6 +51,20 @@ class _Block:
 
     texts: Index
     examples: Index
+
+
+@dataclass(frozen=True)
+class Entered:
+    """N texts before the first adapted layer.
+
+    ``hidden`` [N, T, d], ``lengths`` [N], ``response`` mask [N, T], and ``means`` [N, P, d] over
+    the response of the states that no adapter changes.
+    """
+
+    hidden: Tensor
+    lengths: Tensor
+    response: Tensor
+    means: Tensor
 
 
 class PrefixStore:
@@ -62,7 +80,7 @@ class PrefixStore:
         self.trunk, self.texts, self.batch_tokens = trunk, tuple(texts), batch_tokens
         self.lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
         self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._left = cache_bytes
 
     def batches(self, index: Index) -> Iterator[Index]:
@@ -75,22 +93,24 @@ class PrefixStore:
             yield order[start : start + max(1, fits)]
             start += max(1, fits)
 
-    def batch(self, index: Index) -> tuple[Tensor, Tensor, Tensor]:
-        """(hidden [N, T, d], lengths [N], response mask [N, T]) of the texts at ``index``."""
+    def batch(self, index: Index) -> Entered:
+        """The texts at ``index``, as they enter the first adapted layer."""
         ids, lengths, response = pad([self.texts[int(text)] for text in index], self.pad_id)
         if all(int(text) in self._kept for text in index):
-            rows = [self._kept[int(text)] for text in index]
-            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, response
-        hidden = self.trunk.prefix(ids, lengths)
+            rows, kept = zip(*(self._kept[int(text)] for text in index), strict=True)
+            padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+            return Entered(padded, lengths, response, torch.stack(kept))
+        hidden, means = self.trunk.prefix_means(ids, lengths, response)
+        entered = Entered(hidden, lengths, response, means)
         for row, text in enumerate(index.tolist()):
-            self._keep(text, hidden[row, : int(lengths[row])])
-        return hidden, lengths, response
+            self._keep(text, entered.hidden[row, : int(lengths[row])], entered.means[row])
+        return entered
 
-    def _keep(self, text: int, hidden: Tensor) -> None:
-        size = hidden.numel() * hidden.element_size()
+    def _keep(self, text: int, hidden: Tensor, means: Tensor) -> None:
+        size = hidden.numel() * hidden.element_size() + means.numel() * means.element_size()
         if text not in self._kept and size <= self._left:
             self._left -= size
-            self._kept[text] = hidden.clone()
+            self._kept[text] = hidden.clone(), means.clone()
 
 
 class SharedTextEngine:
@@ -98,7 +118,8 @@ class SharedTextEngine:
 
     ``examples`` are all examples that may ever be used, so that texts which pairs connect
     come into one block.  ``block_tokens`` bounds the padded tokens of one pass; ``store`` may
-    be shared by engines on the same trunk and texts.
+    be shared by engines on the same trunk and texts.  ``frozen`` [S, F] are the texts' features
+    under the base, where they are known; without adapted layers they are all that is needed.
     """
 
     def __init__(
@@ -109,20 +130,24 @@ class SharedTextEngine:
         examples: Examples,
         block_tokens: int = 4096,
         store: PrefixStore | None = None,
+        frozen: Tensor | None = None,
     ) -> None:
         if adapter.personal_in_trunk():
             raise AdapterError("SharedTextEngine: the personal adapter must live in the head alone")
         self.trunk, self.adapter, self.texts = trunk, adapter, tuple(texts)
         self.examples = examples
-        self.blocks = list(_blocks(texts, examples, block_tokens))
         self.store = store or PrefixStore(trunk, texts)
+        self._frozen = frozen if frozen is not None and not adapter.sites_shared else None
+        self.blocks = list(_blocks(texts, examples, ONE_BLOCK if self._frozen is not None else block_tokens))
         self._fixed: dict[int, Tensor] = {}
 
     # Passes ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def features(self, shared: Tensor, texts: Index | None = None) -> TextTable:
-        """phi of ``texts`` (``None``: all) under the shared vector [D_s]; zeros for others."""
+        """phi of ``texts`` (``None``: all) under the shared vector [D_s]; other rows are not to be used."""
+        if self._frozen is not None:
+            return TextTable(self._frozen)
         wanted = np.arange(len(self.texts)) if texts is None else texts
         phi = torch.zeros(len(self.texts), self.adapter.hidden)
         if not self.adapter.sites_shared:
@@ -135,14 +160,15 @@ class SharedTextEngine:
 
     def _pass(self, texts: Index, terms: dict[str, tuple[RowTerm, ...]], anchor: Tensor | None) -> Tensor:
         """[N, d] phi of ``texts`` by a pass above the prefix."""
-        hidden, lengths, response = self.store.batch(texts)
+        entered = self.store.batch(texts)
         with self.trunk.adapted(terms, anchor):
-            final = self.trunk.suffix(hidden, lengths)
-        return self.adapter.features(final, lengths, response)
+            return features_above(self.trunk, entered, self.adapter.features)
 
     @torch.no_grad()
     def _fixed_features(self, texts: Index) -> Tensor:
         """[N, d] phi where no layer is adapted: it never changes, so each text is passed once."""
+        if self._frozen is not None:
+            return self._frozen[torch.from_numpy(texts)]
         missing = np.array([int(text) for text in texts if int(text) not in self._fixed], dtype=np.int64)
         for index in self.store.batches(missing):
             self._fixed.update(zip(index.tolist(), self._pass(index, {}, None), strict=True))
@@ -157,13 +183,14 @@ class SharedTextEngine:
         weight: Tensor,
         clip: float | None,
         only: npt.NDArray[np.bool_] | None = None,
+        target: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum over examples of weight_i * clipped g_i: ([D_s], norms [E]).
 
         ``coefficients`` [E, R+1] and ``bias`` [E] are each example's c_u and its user's
         bias; ``weight`` [E] multiplies after clipping (0: not sampled; blocks without a sampled
         example are left out, and their norms are 0).  ``only`` [E] marks the examples that are
-        clipped (others, public ones, are not).
+        clipped (others, public ones, are not).  ``target`` [E] is subtracted from the margins.
         """
         total = torch.zeros(self.adapter.shared_layout.size)
         norms = torch.zeros(len(self.examples))
@@ -174,7 +201,8 @@ class SharedTextEngine:
             index = index[weight[index] != 0]
             if not len(index):
                 continue
-            part = self._block_pass(block, shared, head, index, coefficients[index], bias[index])
+            wanted = torch.zeros(len(index)) if target is None else target[index]
+            part = self._block_pass(block, shared, head, index, coefficients[index], bias[index], wanted)
             factor = weight[index].clone()
             if clip is not None:
                 norms[index] = part.norms()
@@ -195,6 +223,7 @@ class SharedTextEngine:
         index: Tensor,
         coefficients: Tensor,
         bias: Tensor,
+        target: Tensor,
     ) -> _BlockPass:
         rows = self.examples.take(index.numpy())
         texts = block.texts[np.isin(block.texts, rows.chosen) | np.isin(block.texts, rows.rejected)]
@@ -207,7 +236,7 @@ class SharedTextEngine:
         chosen = torch.tensor([place[int(t)] for t in rows.chosen], dtype=torch.int64)
         rejected = torch.tensor([place.get(int(t), -1) for t in rows.rejected], dtype=torch.int64)
         label = torch.from_numpy(rows.label).float()
-        return _BlockPass(self.adapter, phi, terms, head, chosen, rejected, label, coefficients, bias)
+        return _BlockPass(self.adapter, phi, terms, head, chosen, rejected, label, coefficients, bias, target)
 
     def _terms(self, shared: Tensor, needed: bool) -> dict[str, tuple[RowTerm, ...]]:
         terms: dict[str, tuple[RowTerm, ...]] = {}
@@ -233,6 +262,7 @@ class _BlockPass:
         label: Tensor,
         coefficients: Tensor,
         bias: Tensor,
+        target: Tensor,
     ) -> None:
         self.adapter, self.features, self.terms, self.head = adapter, features, terms, head
         self.chosen, self.rejected, self.coefficients = chosen, rejected, coefficients
@@ -242,7 +272,7 @@ class _BlockPass:
         score = value.gather(1, chosen[:, None])[:, 0]
         other = value.gather(1, rejected.clamp_min(0)[:, None])[:, 0]
         margin = torch.where(self.pair, score - other, label * (score + bias))
-        self.slope = -torch.sigmoid(-margin) * label
+        self.slope = -torch.sigmoid(target - margin) * label
         self._jacobian: Tensor | None = None
 
     def _jacobians(self) -> Tensor:
@@ -266,19 +296,24 @@ class _BlockPass:
             parts.append(term.grad_b.flatten(1).float() * self.adapter.shared.scale)
         return torch.cat(parts, dim=1)
 
-    def _feature_difference(self) -> Tensor:
-        other = self.phi[self.rejected.clamp_min(0)] * self.pair[:, None]
-        return self.phi[self.chosen] - other
+    def _feature_sizes(self) -> Tensor:
+        """[E] |phi(chosen) - phi(rejected)|^2, or |phi(chosen)|^2 of votes."""
+        sizes = []
+        for rows in torch.split(torch.arange(len(self.chosen)), NORM_ROWS):
+            other = self.phi[self.rejected[rows].clamp_min(0)] * self.pair[rows, None]
+            sizes.append((self.phi[self.chosen[rows]] - other).square().sum(1))
+        return torch.cat(sizes)
 
     def norms(self) -> Tensor:
         """[E] norms of g_i over all shared numbers: trunk, head and bias."""
-        grams, where = self._grams()
-        mixing = self.coefficients.double()
-        trunk = torch.einsum("ek,ekl,el->e", mixing, grams[where], mixing).clamp_min(0.0).float()
         trained = self._trained_heads()
-        head = self._feature_difference().square().sum(1) / self.adapter.hidden
-        head = head * self.coefficients[:, :trained].square().sum(1)
-        return self.slope.abs() * (trunk + head + (~self.pair).float()).sqrt()
+        size = self._feature_sizes() / self.adapter.hidden
+        size = size * self.coefficients[:, :trained].square().sum(1) + (~self.pair).float()
+        if self.terms:
+            grams, where = self._grams()
+            mixing = self.coefficients.double()
+            size += torch.einsum("ek,ekl,el->e", mixing, grams[where], mixing).clamp_min(0.0).float()
+        return self.slope.abs() * size.sqrt()
 
     def _grams(self) -> tuple[Tensor, Tensor]:
         """(D D^T [G, R+1, R+1] in float64, D = J(chosen) - J(rejected); [E] which is whose).
@@ -368,11 +403,24 @@ def _connected(count: int, examples: Examples) -> Index:
     return np.asarray(labels, dtype=np.int64)
 
 
+def features_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
+    """[N, F] phi by a pass above the prefix, under the adapters that are in place."""
+    return features.scaled(pooled_above(trunk, entered, features))
+
+
+def pooled_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
+    """[N, F] pooled states, before any whitening."""
+    hidden, lengths, response = entered.hidden, entered.lengths, entered.response
+    if features.pooling != "layers":
+        return features.pool(trunk.suffix(hidden, lengths), lengths, response)
+    final, means = trunk.suffix_means(hidden, lengths, response, entered.means)
+    return features.pool(final, lengths, response, means)
+
+
 @torch.no_grad()
 def pooled_features(store: PrefixStore, pool: FeatureMap, texts: Index) -> Tensor:
-    """[N, F0] the base model's pooled states of ``texts``, before any whitening."""
+    """[N, F] the base model's pooled states of ``texts``, before any whitening."""
     rows = torch.zeros(len(store.texts), pool.width)
     for index in store.batches(texts):
-        hidden, lengths, response = store.batch(index)
-        rows[torch.from_numpy(index)] = pool.pool(store.trunk.suffix(hidden, lengths), lengths, response)
+        rows[torch.from_numpy(index)] = pooled_above(store.trunk, store.batch(index), pool)
     return rows[torch.from_numpy(texts)]

@@ -62,6 +62,7 @@ class Trunk:
         chosen = [(names, where) for names, where in selections if names]
         targets = [target for names, where in chosen for target in find_targets(base.model, names, where)]
         layers = [_twin(layer) for layer in trunk_layers(base.model)]
+        self._layers = layers
         self.sites = {f"{t.layer}.{t.name}": _adapt(layers[t.layer], t) for t in targets}
         self.first = min((target.layer for target in targets), default=len(layers))
         self._prefix, self._suffix = _split(base.model, layers, self.first)
@@ -102,6 +103,34 @@ class Trunk:
         out: Tensor = self._suffix(inputs_embeds=hidden, attention_mask=mask, use_cache=False)[0]
         return out
 
+    @property
+    def depths(self) -> int:
+        """How many states a text has: the embeddings, then each layer's output (the last after the norm)."""
+        return len(self._layers) + 1
+
+    def prefix_means(self, ids: Tensor, lengths: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+        """``prefix``, and the means over the response of its states: ([N, T, d], [N, P, d]).
+
+        P counts the depths that no adapter changes.  No gradient.
+        """
+        with _recorded(self._layers[: self.first]) as states:
+            hidden = self.prefix(ids, lengths)
+        if not self.first:
+            states.append(hidden)
+        return hidden, _means(states[: self.depths - 1], response)
+
+    def suffix_means(
+        self, hidden: Tensor, lengths: Tensor, response: Tensor, below: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``suffix``, and the means over the response at every depth: ([N, T, d], [N, depths, d]).
+
+        ``below`` [N, P, d] are the means that ``prefix_means`` gave.
+        """
+        with _recorded(self._layers[self.first :]) as states:
+            final = self.suffix(hidden, lengths)
+        above = _means([*states[1:-1], final], response)
+        return final, torch.cat([below, above], dim=1)
+
     @contextmanager
     def adapted(self, terms: dict[str, tuple[RowTerm, ...]], anchor: Tensor | None = None) -> Iterator[None]:
         """Put rows' terms in the sites' slots; with an ``anchor`` backward keeps row gradients."""
@@ -127,6 +156,38 @@ class Trunk:
 def last_token(final: Tensor, lengths: Tensor) -> Tensor:
     """[N, d] float32: the final hidden state at each row's last token."""
     return final[torch.arange(len(lengths)), lengths - 1].float()
+
+
+@contextmanager
+def _recorded(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the states around ``layers`` while they run: what enters the first, then each output."""
+    states: list[Tensor] = []
+
+    def entered(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def left(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(left) for layer in layers]
+    hooks += [layer.register_forward_pre_hook(entered, with_kwargs=True) for layer in layers[:1]]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _means(states: Sequence[Tensor], response: Tensor) -> Tensor:
+    """[N, P, d] float32: means of P states [N, T, d] over the response [N, T]; 0 without one."""
+    return torch.stack([response_mean(state, response) for state in states], dim=1)
+
+
+def response_mean(state: Tensor, response: Tensor) -> Tensor:
+    """[N, d] float32: the mean of a state [N, T, d] over the response [N, T]; 0 without one."""
+    weight = response[:, : state.shape[1]].float()
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(1.0)
+    return (state.float() * weight[:, :, None]).sum(1)
 
 
 def _mask(width: int, lengths: Tensor) -> Tensor | None:

@@ -21,7 +21,8 @@ RESERVED = frozenset(range(3, len(TASKS), 4))
 """Tasks that only the world's unseen test prompts may use."""
 
 _VALUES = 3  # stream tag, see simulation.grammar
-_WORLD_PROMPTS = 108
+_PUBLIC_STYLES, _OTHER_STYLES = 10, 3
+"""Pairs of styles in which each public prompt, and each other one, is answered."""
 _LENGTHENING = ("claim", "flattery", "demeaning")
 
 
@@ -259,17 +260,19 @@ _FAMILIES = (
 
 
 def values_pairs(seed: int) -> tuple[ValuesPair, ...]:
-    """432 pairs: 216 on 108 own prompts, 216 on 108 of the world's open tasks.
+    """3,510 pairs on 108 own prompts and the world's 162 open tasks.
 
-    Public and other pairs alternate by prompt and share neither a prompt nor an answer.
+    Prompts are public (20 pairs each) and not (6) by turns, and share no answer.
     """
     generator = np.random.default_rng([seed, _VALUES])
     seen: set[str] = set()
     pairs: list[ValuesPair] = []
     for index, maker in enumerate(_makers(generator)):
-        styles = maker.style(generator), maker.style(generator)
-        for better, worse in (styles, styles[::-1]):
-            pairs.append(_fresh_pair(maker, better, worse, index % 2 == 0, generator, seen))
+        public = index % 2 == 0
+        for _ in range(_PUBLIC_STYLES if public else _OTHER_STYLES):
+            styles = maker.style(generator), maker.style(generator)
+            for better, worse in (styles, styles[::-1]):
+                pairs.append(_fresh_pair(maker, better, worse, public, generator, seen))
     return tuple(pairs)
 
 
@@ -309,7 +312,7 @@ def _makers(generator: np.random.Generator) -> Iterator[_Maker]:
     for family in _FAMILIES:
         yield from (_own_maker(family, filler) for filler in family.fillers)
     open_tasks = [index for index in range(len(TASKS)) if index not in RESERVED]
-    for position, index in enumerate(generator.permutation(open_tasks)[:_WORLD_PROMPTS]):
+    for position, index in enumerate(generator.permutation(open_tasks)):
         task = TASKS[index]
         prompt = prompt_of(task, int(generator.integers(0, 8)))
         yield _Maker(prompt, task, task, FLAWS[position // 2 % len(FLAWS)])

@@ -140,8 +140,10 @@ def base_scorer(node: NodeTrainer) -> TextScorer:
     cohort = node.cohort
     trunk = Trunk(cohort.base, [])
     pad_id = int(cohort.base.tokenizer.pad_token_id or 0)
-    order = np.argsort([len(text.ids) for text in cohort.tokens], kind="stable")
-    scores = np.zeros(len(order))
+    own = np.arange(len(cohort.population.texts))
+    used = np.concatenate([own, cohort.hidden_values.chosen, cohort.hidden_values.rejected])
+    order = used[np.argsort([len(cohort.tokens[int(text)].ids) for text in used], kind="stable")]
+    scores = np.full(len(cohort.tokens), np.nan)  # public pairs are not measured
     for start in range(0, len(order), ROWS):
         index = order[start : start + ROWS]
         ids, lengths, response = pad([cohort.tokens[int(text)] for text in index], pad_id)

@@ -36,7 +36,7 @@ from fl_core.wire import (
 from strategies.aggregation import mean_update
 from strategies.exchange import LOG, Verdict, instruct, judge
 from strategies.sampling import SETTLE_SECONDS, Timer, sample, wait_for_nodes
-from strategies.server_optimizer import RULES, OptimizerState, rates
+from strategies.server_optimizer import OptimizerState, server_step
 
 
 @dataclass(frozen=True)
@@ -227,24 +227,14 @@ class FederatedStrategy(Strategy):
         federation = self.config.federation
         if not reports or len(reports) < federation.minimum_nodes:
             return None, 0.0
-        update, _ = mean_update(reports)
+        update, users = mean_update(reports)
         with np.errstate(over="ignore"):
-            moved, state = RULES[federation.server](theta, update, self.optimizer, self._rates(theta))
+            moved, state = server_step(self.config, self.arm, theta, update, users, self.optimizer)
         if not all(np.all(np.isfinite(value)) for value in moved.values()):
             self.notes = (f"federation.server-lr={federation.server_lr:g} overflows float32; lower it",)
             return None, norm(update)
         self.optimizer = state
         return moved, norm(update)
-
-    def _rates(self, theta: Arrays) -> float | dict[str, float]:
-        """The round's learning rates; averaging takes its one rate as it is."""
-        federation = self.config.federation
-        if federation.server != "adam":
-            return federation.server_lr
-        done = min(1.0, self.optimizer.step / max(1, federation.rounds))
-        private = self.arm.endswith("_dp") and self.config.privacy.scope == "both"
-        lr = federation.server_lr * (self.config.privacy.server_factor if private else 1.0)
-        return rates(theta, lr, federation.head_factor, done)
 
     def _stats(
         self, pending: _Pending, verdict: Verdict[_Report], applied: bool, update_norm: float

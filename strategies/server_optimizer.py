@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fl_core.config import RunConfig
 from fl_core.wire import Arrays
 
 Update = Mapping[str, npt.NDArray[np.float64]]
@@ -71,6 +72,19 @@ def adam(theta: Arrays, d: Update, state: OptimizerState, lr: Rates) -> tuple[Ar
     return _moved(theta, direction, lr), OptimizerState(step, first=m, second=v)
 
 
+def shrunk(update: Update, theta: Arrays, precision: float, users: float, denominator: float) -> Update:
+    """The mean update of gradient sums, with that of a Gaussian prior on the reward head.
+
+    Users' sums of gradients were divided by ``denominator`` and their mean taken over ``users``;
+    a prior of ``precision`` records around 0 adds -precision theta / (users * denominator).  The
+    bias has none.
+    """
+    pull = precision / max(1.0, users * denominator)
+    return {name: value - pull * theta[name] if name in _SHRUNK else value for name, value in update.items()}
+
+
+_SHRUNK = ("head.common", "head.components")
+
 RULES: Mapping[str, Rule] = {"sgd": sgd, "nesterov": nesterov, "adam": adam}
 """By the name that ``federation.server`` holds."""
 
@@ -87,6 +101,26 @@ def rates(names: Iterable[str], lr: float, head_factor: float, round_share: floa
     """
     now = lr * min(1.0, 1.5 * (1.0 - round_share))
     return {name: now * (head_factor if name.startswith("head.") else 1.0) for name in names}
+
+
+def server_step(
+    config: RunConfig, arm: str, theta: Arrays, update: Update, users: float, state: OptimizerState
+) -> tuple[Arrays, OptimizerState]:
+    """The shared adapter after a round's mean update over ``users``: prior, learning rates, rule.
+
+    Averaging (sgd, nesterov) takes its one rate as it is; adam's are those of ``rates``.
+    """
+    federation, rate = config.federation, config.federation.server_lr
+    by_name: Rates = rate
+    if config.train.local_steps == 1:
+        everyone = users / federation.fraction
+        update = shrunk(update, theta, federation.head_precision, everyone, config.train.expected_batch)
+    if federation.server == "adam":
+        private = arm.endswith("_dp") and config.privacy.scope == "both"
+        done = min(1.0, state.step / max(1, federation.rounds))
+        lr = rate * (config.privacy.server_factor if private else 1.0)
+        by_name = rates(theta, lr, federation.head_factor, done)
+    return RULES[federation.server](theta, update, state, by_name)
 
 
 def _moved(theta: Arrays, direction: Update, lr: Rates) -> Arrays:

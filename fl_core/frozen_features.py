@@ -1,0 +1,109 @@
+"""Features of all texts under the frozen base, computed once for all processes of a run.
+
+Where the reward head alone is trained, a text's features never change: nodes, arms, rounds and
+the evaluation share one file, which is mapped into memory.  It also holds the public constants
+of the feature map, which adapters in the trunk need as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fl_core.atomic import locked, write_bytes
+from fl_core.features import POWER, SHRINKAGE, FeatureMap, Pooling
+from fl_core.shared_text import PrefixStore, pooled_features
+
+FORMAT = 1
+"""Raised when the file holds something else: older files are then replaced."""
+LOCK_SECONDS = 3600.0
+"""How long one process waits for another that computes the same file."""
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """``features``, fitted to public texts, and ``phi`` [S, F] of every text under the base."""
+
+    features: FeatureMap
+    phi: Tensor
+
+    def narrowed(self, width: int) -> FrozenFeatures:
+        """To the leading ``width`` coordinates, see ``FeatureMap.narrowed``."""
+        if width >= self.features.width:
+            return self
+        narrow, scale = self.features.narrowed(width), 1.0
+        if self.features.spread is not None:
+            scale = math.sqrt(width / max(1e-12, float(self.features.spread[:width].sum())))
+        return FrozenFeatures(narrow, self.phi[:, :width] * scale)
+
+
+def frozen_features(
+    path: Path, store: PrefixStore, pooling: Pooling, fit_on: npt.NDArray[np.int64]
+) -> FrozenFeatures:
+    """The features of all of the store's texts, from ``path`` or computed and kept there.
+
+    ``fit_on`` are the public texts whose statistics scale the features.  A file of other texts,
+    of another model or another map is replaced.
+    """
+    plain = FeatureMap.plain(store.trunk.hidden, pooling, store.trunk.depths)
+    wanted = _fingerprint(store, plain, fit_on)
+    with locked(path.with_name(f"{path.name}.lock"), LOCK_SECONDS):
+        found = _read(path, plain, wanted)
+        if found is None:
+            found = _computed(store, plain, fit_on)
+            write_bytes(path, _bytes(found, wanted))
+    return found
+
+
+def _computed(store: PrefixStore, plain: FeatureMap, fit_on: npt.NDArray[np.int64]) -> FrozenFeatures:
+    pooled = pooled_features(store, plain, np.arange(len(store.texts)))
+    fitted = plain.fitted(pooled[torch.from_numpy(fit_on)]) if len(fit_on) else plain
+    return FrozenFeatures(fitted, fitted.scaled(pooled))
+
+
+def _bytes(found: FrozenFeatures, fingerprint: str) -> bytes:
+    tensors = {"phi": found.phi.contiguous()}
+    features = found.features
+    if features.centre is not None and features.whiten is not None and features.spread is not None:
+        fitted = {"centre": features.centre, "whiten": features.whiten, "spread": features.spread}
+        tensors |= {name: tensor.contiguous() for name, tensor in fitted.items()}
+    return save(tensors, {"fingerprint": fingerprint})
+
+
+def _read(path: Path, plain: FeatureMap, fingerprint: str) -> FrozenFeatures | None:
+    """What the file holds, or None where there is none, or one of something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("fingerprint") != fingerprint:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
+        return None
+    features = plain
+    if "whiten" in tensors:
+        constants = (tensors["centre"], tensors["whiten"], tensors["spread"])
+        features = FeatureMap(plain.width, plain.pooling, plain.depths, *constants)
+    return FrozenFeatures(features, tensors["phi"])
+
+
+def _fingerprint(store: PrefixStore, plain: FeatureMap, fit_on: npt.NDArray[np.int64]) -> str:
+    """Hash of all that decides the file: texts, weights, and how they are pooled and scaled."""
+    digest = hashlib.sha256()
+    settings = [FORMAT, plain.pooling, plain.depths, POWER, SHRINKAGE, fit_on.tolist()]
+    digest.update(json.dumps(settings).encode())
+    for text in store.texts:
+        digest.update(json.dumps([text.ids, text.response]).encode())
+    for name, tensor in sorted(store.trunk.base.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
