@@ -108,6 +108,8 @@ def chosen_fusion(
         shared_index=fusion.index_of(grid, fusion.SHARED_ONLY),
         margin=trainer.config.fusion_margin,
         tolerance=trainer.config.fusion_tolerance,
+        keep_trained_values=True,
+        l1=fusion.PRIVATE_L1 if private else fusion.L1,
         noise_epsilon=privacy.fusion_epsilon if private else 0.0,
         noise=trainer.noise,
         users=np.array(trainer.keys),

@@ -98,7 +98,7 @@ class PrivacyConfig(BaseModel):
     fusion_epsilon: float = Field(default=1.0, ge=0)
     scope: Literal["both", "personal"] = "both"
     server_factor: float = Field(default=0.15, gt=0)
-    head_width: int = Field(default=256, ge=1)
+    head_width: int = Field(default=1024, ge=1)
     trunk: bool = False
 
 

@@ -10,8 +10,9 @@ a few held-back records, plus lambda (|w_s| + |w_p|).  We deviate in four ways:
 - the L1 term pulls towards ``DEFAULT`` = (1, 1), not towards 0: a user without evidence keeps
   what was trained.  ``anchor=(0, 0)`` gives the papers' term;
 - *the values floor*: a candidate is refused if its loss on the public universal-values pairs
-  exceeds the shared-only model's by more than a margin, or if one of these pairs is ordered
-  worse.  (1, 0), the shared model alone, is always allowed.
+  exceeds the shared-only model's by more than a margin, or if fewer of these pairs are ordered
+  rightly than under (1, 0), the shared model alone, or under (1, 1), what was trained, by more
+  than a tolerance.  (1, 0) is allowed where nothing else is.
 
 Privacy contract.  Unit: one held-back record of one user.  Relation: add or remove one
 record.  Sensitivity: ``sum_scores`` clips each record's scores to [0, 1], so that a record
@@ -48,6 +49,10 @@ SHARED_ONLY = (1.0, 0.0)
 
 L1 = 1.0
 """Held-back records' worth (nats, with noise) that one unit of distance from the anchor costs."""
+
+
+PRIVATE_L1 = 4.0
+"""The same where the choice is noised: Gumbel noise alone spreads over more than a nat."""
 
 
 def candidates(step: float = 0.1, most: float = 1.5) -> npt.NDArray[np.float64]:
@@ -89,21 +94,30 @@ def ordered(margins: Floats) -> npt.NDArray[np.float64]:
 
 
 def within_floor(
-    values_loss: Floats, values_correct: Floats, shared_index: int, margin: float, tolerance: float = 0.0
+    values_loss: Floats,
+    values_correct: Floats,
+    shared_index: int,
+    margin: float,
+    tolerance: float = 0.0,
+    trained_index: int | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """[U, G] whether a candidate keeps the values floor; column ``shared_index`` always does.
+    """[U, G] whether a candidate keeps the values floor; at least ``shared_index`` does.
 
     ``values_loss`` [U, G] in nats; it may exceed that of ``shared_index`` by ``margin`` >= 0.
     ``values_correct`` [U, G, V] as ``ordered`` gives: no public pair may be ordered worse than
     under ``shared_index``; or [U, G], the share of pairs: it may not be lower (the weaker
     floor: one pair lost may be made up for by another), or not by more than ``tolerance``, a share.
-    NaN fails.
+    With ``trained_index`` the same holds against that column, and ``shared_index`` itself is
+    refused where it is worse and something else is allowed.  NaN fails.
     """
     correct = values_correct if values_correct.ndim == 3 else values_correct[:, :, None]
     shared = slice(shared_index, shared_index + 1)
     kept = np.all(correct >= correct[:, shared] - tolerance, axis=2)
+    if trained_index is not None:
+        trained = correct[:, trained_index : trained_index + 1]
+        kept &= np.all(~(correct < trained - tolerance), axis=2)
     allowed = (values_loss <= values_loss[:, shared] + margin) & kept
-    allowed[:, shared_index] = True
+    allowed[:, shared_index] |= ~allowed.any(axis=1) if trained_index is not None else True
     return np.asarray(allowed)
 
 
@@ -116,6 +130,7 @@ def fuse(
     shared_index: int,
     margin: float = 0.0,
     tolerance: float = 0.0,
+    keep_trained_values: bool = False,
     l1: float = L1,
     anchor: tuple[float, float] = DEFAULT,
     noise_epsilon: float = 0.0,
@@ -126,7 +141,8 @@ def fuse(
     """[U] row of ``weights`` [G, 2] chosen by each user.  See the module for the contract.
 
     ``holdback_utility`` [U, G] from ``sum_scores`` (zeros without held-back records);
-    ``values_loss``, ``values_correct`` and ``margin`` as in ``within_floor``.  Without noise
+    ``values_loss``, ``values_correct`` and ``margin`` as in ``within_floor``, whose
+    ``trained_index`` is (1, 1) if ``keep_trained_values``.  Without noise
     (``noise_epsilon`` = 0: not private) the largest utility - l1 * |w - anchor|_1 wins; ties
     go to the candidate nearer to the anchor, then to the weaker personal part, then to the
     weaker shared one.  So without evidence the result is (1, 1), or the nearest allowed one.
@@ -137,7 +153,8 @@ def fuse(
     """
     utility = np.asarray(holdback_utility, dtype=np.float64)
     _check_shapes(utility, values_loss, values_correct, weights, shared_index)
-    allowed = within_floor(values_loss, values_correct, shared_index, margin, tolerance)
+    trained = index_of(weights, DEFAULT) if keep_trained_values else None
+    allowed = within_floor(values_loss, values_correct, shared_index, margin, tolerance, trained)
     distance = np.abs(np.asarray(weights, dtype=np.float64) - anchor).sum(axis=1)
     if noise_epsilon:
         evidence = noise_epsilon * utility + _gumbel(utility.shape, noise_epsilon, noise, users, server_round)

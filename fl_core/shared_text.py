@@ -268,9 +268,9 @@ class _BlockPass:
         self.chosen, self.rejected, self.coefficients = chosen, rejected, coefficients
         self.phi, self.pair = features.detach(), rejected >= 0
         phi = self.phi
-        value = coefficients @ (phi @ head.T).T
-        score = value.gather(1, chosen[:, None])[:, 0]
-        other = value.gather(1, rejected.clamp_min(0)[:, None])[:, 0]
+        parts = phi @ head.T
+        score = (coefficients * parts[chosen]).sum(1)
+        other = (coefficients * parts[rejected.clamp_min(0)]).sum(1)
         margin = torch.where(self.pair, score - other, label * (score + bias))
         self.slope = -torch.sigmoid(target - margin) * label
         self._jacobian: Tensor | None = None

@@ -113,6 +113,7 @@ def config_of(method: str = "components", **federation: Any) -> RunConfig:
         "server": server,
         "server_lr": 1.0,
         "rounds": 3,
+        "head_precision": 0.0,
         "leak_personal_weights": leaks,
     } | federation
     kinds: dict[str, dict[str, Any]] = {"components": {}, "ffa": {"shared": B_ONLY, "personal": B_ONLY}}

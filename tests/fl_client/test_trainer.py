@@ -199,7 +199,14 @@ def test_what_a_reply_of_one_user_says_of_his_weights(make: Make) -> None:
     """
     found = {}
     for arm in ("dual", "dual_dp"):
-        nodes = make("pairs", out=arm, count=USERS, train__text_shards=1, train__values_weight=0.0)
+        nodes = make(
+            "pairs",
+            out=arm,
+            count=USERS,
+            train__text_shards=1,
+            train__values_weight=0.0,
+            train__prior_share=0.0,
+        )
         true, seen = [], []
         for node in nodes:
             shared = _moved(node.config, arm)
@@ -254,7 +261,7 @@ def test_users_never_federated_personalise_but_never_contribute(
 def test_both_kinds_of_arms_send_the_same_sum(make: Make, form: str, arm: str) -> None:
     # Without public pairs, which the two kinds deal out to users in different ways.
     changes = {"train__text_shards": 1, "train__inner_lr": 1.0, "train__personal_steps": 0}
-    changes |= {"train__values_weight": 0.0} | SAMPLED
+    changes |= {"train__values_weight": 0.0, "train__prior_share": 0.0} | SAMPLED
     (node,) = make(form, **changes)
     fast = node.arm(arm)
     slow = CohortArm(node.config, Arm.named(arm), node.cohort, node.out / "slow", fast.adapter.features)
@@ -477,14 +484,14 @@ def test_pairs_of_the_floor_never_train(
     """Other answers in the floor's pairs change no reply and no personal number; in others they do."""
     population, results = tiny_population(), {}
     public = [number for number, pair in enumerate(population.values) if pair.public]
-    for name, turned in (("as-is", []), ("floor", public[1::2]), ("values", public[::2])):
+    for name, turned in (("as-is", []), ("floor", public[1::3]), ("values", public[::3])):
         values = tuple(
             replace(pair, chosen=pair.rejected, rejected=pair.chosen) if number in turned else pair
             for number, pair in enumerate(population.values)
         )
         replace(population, values=values).save(tmp_path / f"p-{name}")
         (node,) = make(out=name, folder=tmp_path / f"p-{name}", **changes)
-        assert len(node.cohort.floor) == len(node.cohort.values) == 3
+        assert (len(node.cohort.floor), len(node.cohort.values)) == (2, 4)
         assert not set(node.cohort.floor.chosen) & set(node.cohort.values.chosen)
         released = _bytes(finish_arm([node], arm, 2))
         results[name] = (released, None if arm == "shared" else _state(node, arm).after.tobytes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fl_core.features import SHRINKAGE, FeatureMap
+from fl_core.errors import AdapterError
+from fl_core.features import MOST_DEPTHS, POWER, SHRINKAGE, FeatureMap
 
 FINAL = torch.arange(12.0).view(2, 3, 2)  # two rows of three positions of width two
 LENGTHS = torch.tensor([3, 2])
@@ -32,7 +33,34 @@ def test_a_text_without_a_response_has_a_mean_of_zero() -> None:
     assert both[:, 2:].tolist() == [[0, 0], [0, 0]]
 
 
-def test_whitening_centres_decorrelates_and_orders_by_variance() -> None:
+def test_all_depths_are_read_up_to_a_bound() -> None:
+    means = torch.arange(2.0 * 3 * 2).view(2, 3, 2)
+    layers = FeatureMap.plain(2, "layers", depths=3)
+    assert layers.width == 2 * (1 + 3)
+    assert layers(FINAL, LENGTHS, RESPONSE, means)[1].tolist() == [8, 9, 6, 7, 8, 9, 10, 11]
+    deep = FeatureMap.plain(2, "layers", depths=31)
+    assert len(deep.depths) == MOST_DEPTHS and (deep.depths[0], deep.depths[-1]) == (0, 30)
+    with pytest.raises(AdapterError, match="number of depths"):
+        FeatureMap.plain(2, "layers")
+    with pytest.raises(AdapterError, match="means at all depths"):
+        layers(FINAL, LENGTHS, RESPONSE)
+
+
+def test_a_narrowed_map_keeps_the_leading_coordinates_and_their_size() -> None:
+    pooled = torch.randn(300, 6, generator=torch.Generator().manual_seed(2)) * torch.tensor(
+        [5.0, 4, 3, 2, 1, 1]
+    )
+    fitted = FeatureMap.plain(6).fitted(pooled)
+    narrow = fitted.narrowed(2)
+    assert fitted.narrowed(6) is fitted
+    phi, few = fitted.scaled(pooled), narrow.scaled(pooled)
+    ratio = few / phi[:, :2]
+    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-4)
+    assert float(few.square().sum(1).mean()) == pytest.approx(2, rel=1e-3)
+    assert FeatureMap.plain(6).narrowed(2).scaled(pooled).tolist() == pooled[:, :2].tolist()
+
+
+def test_scaling_centres_decorrelates_and_orders_by_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     pooled = torch.randn(500, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 4.0
     fitted = FeatureMap.plain(6).fitted(pooled)
@@ -42,8 +70,9 @@ def test_whitening_centres_decorrelates_and_orders_by_variance() -> None:
     covariance = phi.T @ phi / 500
     assert (covariance - torch.diag(covariance.diag())).abs().max() < 1e-4
     variance = torch.linalg.eigvalsh((pooled - pooled.mean(0)).T @ (pooled - pooled.mean(0)) / 500).flip(0)
-    wanted = variance / (variance + SHRINKAGE * variance.mean())
-    assert covariance.diag().tolist() == pytest.approx(wanted.tolist(), rel=1e-3)
+    wanted = variance / (variance + SHRINKAGE * variance.mean()) ** (2 * POWER)
+    assert covariance.diag().tolist() == pytest.approx((6 * wanted / wanted.sum()).tolist(), rel=1e-3)
+    assert float(phi.square().sum(1).mean()) == pytest.approx(6, rel=1e-3)
 
 
 def test_directions_that_public_texts_lack_are_not_blown_up() -> None:
@@ -53,4 +82,5 @@ def test_directions_that_public_texts_lack_are_not_blown_up() -> None:
     fitted = FeatureMap.plain(8).fitted(pooled)
     assert fitted.whiten is not None
     assert fitted.whiten.isfinite().all()
-    assert fitted.whiten.abs().max() < 1 / (SHRINKAGE * pooled.var(0).mean() / 2).sqrt()
+    phi = fitted.scaled(pooled + torch.randn(5, 8, generator=torch.Generator().manual_seed(3)))
+    assert float(phi.square().sum(1).mean()) < 8 * 8

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fl_core import populations
+from fl_core.atomic import locked
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError, DataError, RunError
 from fl_core.populations import prepared_population, run_folder
@@ -113,9 +114,9 @@ def test_several_processes_build_one_population(tmp_path: Path) -> None:
 def test_a_lock_is_not_waited_for_endlessly(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     with (
-        populations._locked(path, 1.0),
+        locked(path, 1.0),
         pytest.raises(RunError, match="locked"),
-        populations._locked(path, 0.2),
+        locked(path, 0.2),
     ):
         pass
 

@@ -128,14 +128,14 @@ def test_the_first_adapter_is_a_function_of_the_seed_and_adds_nothing(
     if arm == "dual":
         other = initial_shared(tiny_config(tiny_model_folder, seed=1), arm)
         assert not np.array_equal(first["head.components"], other["head.components"])
-        assert first["head.components"].shape == (3, 48)
+        assert first["head.components"].shape == (3, 120)  # last token, and means at four depths
 
 
 def test_server_and_nodes_agree_on_the_layout_with_and_without_features(tiny_model_folder: Path) -> None:
     config = tiny_config(tiny_model_folder)
     base = load_base(config.model)
-    fitted = FeatureMap.plain(24, "last-mean").fitted(torch.randn(60, 48))
-    for arm in ("shared", "local", "dual"):
+    fitted = FeatureMap.plain(24, "layers", 4).fitted(torch.randn(60, 120))
+    for arm in ("shared", "local", "dual", "dual_dp"):
         _, plain = build_arm(config, Arm.named(arm), base)
         _, whitened = build_arm(config, Arm.named(arm), base, fitted)
         assert plain.shared_layout == whitened.shared_layout

@@ -91,7 +91,8 @@ def test_votes_fill_several_blocks_and_the_cache_changes_nothing() -> None:
     used = len(np.unique(examples.chosen))
     assert [len(store._kept) for store in stores][::2] == [0, used]
     assert 0 < len(stores[1]._kept) < used
-    assert sum(kept.numel() * 4 for kept in stores[1]._kept.values()) <= 3 * one_text
+    sizes = [4 * (hidden.numel() + means.numel()) for hidden, means in stores[1]._kept.values()]
+    assert sum(sizes) <= 3 * one_text
 
 
 def test_a_store_computes_each_text_once_and_gives_the_trunks_prefix() -> None:
@@ -102,7 +103,8 @@ def test_a_store_computes_each_text_once_and_gives_the_trunks_prefix() -> None:
     for _ in range(2):
         seen = []
         for index in store.batches(np.arange(9)):
-            hidden, lengths, response = store.batch(index)
+            entered = store.batch(index)
+            hidden, lengths, response = entered.hidden, entered.lengths, entered.response
             ids, wanted_lengths, wanted_response = pad([setup.texts[int(i)] for i in index], 0)
             assert ids.numel() <= 25 or len(index) == 1
             assert torch.equal(lengths, wanted_lengths)
