@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fl_core.atomic import locked, write_bytes
+from fl_core.errors import RunError
 from fl_core.features import POWER, SHRINKAGE, FeatureMap, Pooling
 from fl_core.shared_text import PrefixStore, pooled_features
 
@@ -60,8 +61,10 @@ def frozen_features(
     with locked(path.with_name(f"{path.name}.lock"), LOCK_SECONDS):
         found = _read(path, plain, wanted)
         if found is None:
-            found = _computed(store, plain, fit_on)
-            write_bytes(path, _bytes(found, wanted))
+            write_bytes(path, _bytes(_computed(store, plain, fit_on), wanted))
+            found = _read(path, plain, wanted)  # as every other process: products are the same to the bit
+    if found is None:
+        raise RunError(f"{path}: cannot be read back; is the disk full?")
     return found
 
 

@@ -294,7 +294,7 @@ class _Maker:
         """A sound or a bad answer in the given style.
 
         Most flaws add a sentence; the bad answer then has the number of steps that brings it
-        nearest, in words, to a sound answer of the same style.
+        nearest, in characters, to a sound answer of the same style.
         """
         sound = write_answer(self.good, style, generator).text
         if better:
@@ -305,7 +305,14 @@ class _Maker:
             write_answer(self.bad, replace(style, steps=steps), generator, self.flaw).text
             for steps in (1, 2, 3)
         ]
-        return min(tries, key=lambda text: abs(len(text.split()) - len(sound.split())))
+        return _near(tries, len(sound), generator)
+
+
+def _near(texts: list[str], length: int, generator: np.random.Generator) -> str:
+    """The text nearest to a length in characters: of the shorter ones or of the longer ones, by a coin."""
+    sides = [[t for t in texts if len(t) <= length], [t for t in texts if len(t) > length]]
+    side = sides[int(generator.integers(2))] or texts
+    return min(side, key=lambda text: abs(len(text) - length))
 
 
 def _makers(generator: np.random.Generator) -> Iterator[_Maker]:

@@ -278,6 +278,23 @@ def test_both_kinds_of_arms_send_the_same_sum(make: Make, form: str, arm: str) -
     assert max(float(np.abs(value).max()) for value in first.values()) > 0.1
 
 
+def test_records_at_the_prior_train_the_shared_adapter_alone(make: Make) -> None:
+    """All at the prior: no gradient reaches a component, and the rest is that of an arm without one."""
+    changes = {"train__values_weight": 0.0, "train__text_shards": 1, "shared__targets": ""}
+    (node,), (own,) = (
+        make("mixed", out=str(share), train__prior_share=share, **changes) for share in (1.0, 0.0)
+    )
+    shared = _moved(node.config, "dual")
+    for server_round in (1, 2):
+        at_prior, _ = node.train("dual", server_round, shared)
+        personal, _ = own.train("dual", server_round, shared)
+    assert not at_prior["head.components"].any() and at_prior["head.common"].any()
+    assert personal["head.components"].any()
+    alone = {name: value for name, value in shared.items() if name != "head.components"}
+    plain, _ = node.train("shared", 1, alone)
+    _close(plain, {name: at_prior[name] for name in alone}, 1e-4)
+
+
 # --- Privacy ----------------------------------------------------------------------------
 
 

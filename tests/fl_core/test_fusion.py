@@ -234,3 +234,17 @@ def test_wrong_input_is_named() -> None:
 
 def test_no_user_is_no_choice() -> None:
     assert fuse(no_evidence(0), *no_harm(0), weights=GRID, shared_index=SHARED).shape == (0,)
+
+
+def test_what_was_trained_is_a_floor_too_where_it_serves_the_values_better() -> None:
+    """Users 0 and 1: the shared adapter alone orders fewer pairs than what was trained."""
+    loss, correct = np.zeros((2, G)), np.full((2, G), 0.9)
+    correct[:, SHARED] = 0.7
+    correct[1] = 0.7  # here nothing but (1, 1) is better ...
+    correct[1, PRIOR] = np.nan  # ... and that fails: the shared adapter is the way out
+    loss[1, PRIOR] = np.nan
+    plain = within_floor(loss, correct, SHARED, 0.0, 0.05)
+    assert plain[:, SHARED].all()
+    strict = within_floor(loss, correct, SHARED, 0.0, 0.05, PRIOR)
+    assert not strict[0, SHARED] and strict[0, PRIOR]
+    assert strict[1, SHARED] and not strict[1, PRIOR]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fl_core import populations
 from fl_core.atomic import locked
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError, DataError, RunError

@@ -10,6 +10,8 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
+from fl_core.adapters import DualAdapter
+from fl_core.config import AdapterSpec
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError
 from fl_core.features import FeatureMap
@@ -21,8 +23,18 @@ from fl_core.private_head import (
     newton_step,
 )
 from fl_core.shared_text import PrefixStore, SharedTextEngine
-from fl_core.trunk import pad
-from tests.fl_core.tiny_models import Setup, distance, make_setup, mixed_examples, tiny_features
+from fl_core.trunk import Trunk, pad
+from tests.fl_core.tiny_models import (
+    WIDTH,
+    Setup,
+    distance,
+    make_setup,
+    mixed_examples,
+    random_state,
+    tiny_base,
+    tiny_features,
+    tiny_texts,
+)
 
 USERS = sorted([0] * 9 + [1] * 4 + [2] * 11)
 KINDS = [
@@ -258,3 +270,40 @@ def test_a_block_never_separates_a_pair() -> None:
     assert sorted(of_text) == [0, 1, 2, 3, 4]
     assert of_text[0] == of_text[1] == of_text[4] != of_text[2] == of_text[3]
     assert sorted(int(i) for block in engine.blocks for i in block.examples) == [0, 1, 2]
+
+
+def test_a_target_shifts_the_margin_and_known_features_change_nothing() -> None:
+    """The gradient of sum softplus(target - margin), by hand, where the head alone is trained."""
+    base = tiny_base("llama")
+    spec = AdapterSpec(kind="components", targets="", components=3)
+    own = AdapterSpec(kind="components")
+    trunk, texts = Trunk(base, []), tiny_texts(9)
+    adapter = DualAdapter(spec, own, (), (), WIDTH, True, seed=5, features=FeatureMap.plain(WIDTH))
+    state, examples = random_state(adapter, 3), mixed_examples(USERS, 9)
+    engine = SharedTextEngine(trunk, adapter, texts, examples, 30)
+    phi = engine.features(state.shared[0]).features
+    known = SharedTextEngine(trunk, adapter, texts, examples, 30, frozen=phi)
+    assert len(known.blocks) == 1
+    count = len(examples)
+    generator = torch.Generator().manual_seed(3)
+    c, bias = torch.randn(count, 4, generator=generator), torch.randn(count, generator=generator)
+    target = 2.0 * torch.rand(count, generator=generator)
+    head = torch.cat(
+        [
+            adapter.shared_layout.view(state.shared[0], "head.common")[None],
+            adapter.shared_layout.view(state.shared[0], "head.components"),
+        ]
+    ).requires_grad_()
+    chosen, rejected = torch.from_numpy(examples.chosen), torch.from_numpy(examples.rejected)
+    label, pair = torch.from_numpy(examples.label).float(), rejected >= 0
+    score = (c * (phi @ head.T / WIDTH**0.5)[chosen]).sum(1)
+    other = (c * (phi @ head.T / WIDTH**0.5)[rejected.clamp_min(0)]).sum(1)
+    margin = torch.where(pair, score - other, label * (score + bias))
+    torch.nn.functional.softplus(target - margin).sum().backward()
+    for either in (engine, known):
+        total, _ = either.clipped_sum(state.shared[0], c, bias, torch.ones(count), None, target=target)
+        assert head.grad is not None
+        assert relative(adapter.shared_layout.view(total, "head.common"), head.grad[0]) < 1e-5
+        assert relative(adapter.shared_layout.view(total, "head.components"), head.grad[1:]) < 1e-5
+    clips = [e.clipped_sum(state.shared[0], c, bias, torch.ones(count), 0.3)[1] for e in (engine, known)]
+    assert relative(clips[0], clips[1]) < 1e-5

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from fl_core.adapted_linear import AdaptedLinear, RowTerm
-from fl_core.base_model import BaseModel
+from fl_core.base_model import BaseModel, trunk_layers
 from fl_core.errors import ModelError
-from fl_core.trunk import Tokens, Trunk, last_token, pad
+from fl_core.trunk import Tokens, Trunk, last_token, pad, response_mean
 from tests.fl_core.tiny_models import FAMILIES, LAYERS, TARGETS, tiny_base, tiny_texts, tiny_tokenizer
 
 
@@ -177,3 +177,23 @@ def test_an_empty_slot_is_the_frozen_layer_bit_for_bit() -> None:
         frozen = nn.Linear(5, 4).to(dtype)
         x = torch.randn(2, 3, 5).to(dtype)
         assert torch.equal(AdaptedLinear(frozen)(x), frozen(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", ["", "top:2", "all"])
+def test_means_at_all_depths_are_those_of_the_models_own_states(family: str, layers: str) -> None:
+    base = tiny_base(family)
+    trunk = Trunk(base, [(tuple(TARGETS[family].split(",")), layers)] if layers else [])
+    ids, lengths, response = pad(tiny_texts(6), 0)
+    mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+    with torch.no_grad():
+        states = base.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        hooks = [len(layer._forward_hooks) for layer in trunk_layers(base.model)]  # the library's own
+        hidden, below = trunk.prefix_means(ids, lengths, response)
+        final, means = trunk.suffix_means(hidden, lengths, response, below)
+    wanted = torch.stack([response_mean(state, response) for state in states], dim=1)
+    assert means.shape == (6, trunk.depths, trunk.hidden)
+    assert below.shape[1] == min(trunk.first + 1, trunk.depths - 1)
+    assert (means - wanted).abs().max() < 1e-5
+    assert torch.equal(final, trunk.suffix(trunk.prefix(ids, lengths), lengths))
+    assert [len(layer._forward_hooks) for layer in trunk_layers(base.model)] == hooks

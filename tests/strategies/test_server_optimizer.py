@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies.server_optimizer import RULES, OptimizerState, adam, nesterov, rates, sgd
+from fl_core.config import RunConfig
+from strategies.server_optimizer import (
+    RULES,
+    OptimizerState,
+    adam,
+    nesterov,
+    rates,
+    server_step,
+    sgd,
+    shrunk,
+)
 
 
 def _one(value: float) -> dict[str, np.ndarray]:
@@ -81,3 +91,33 @@ def test_each_array_moves_at_its_own_rate(name: str) -> None:
     moved, _ = RULES[name](theta, d, OptimizerState(), rates(theta, 0.01, 10.0, 0.0))
     np.testing.assert_allclose(moved["head.common"], 10 * moved["trunk.B"], rtol=1e-6)
     assert np.abs(moved["trunk.B"]).min() > 0
+
+
+def test_the_prior_of_the_head_counts_in_records() -> None:
+    """At the optimum of n users' records, the sum of gradients equals precision * theta."""
+    theta = {
+        name: np.full(2, 3.0, np.float32) for name in ("head.common", "head.components", "head.bias", "x.B")
+    }
+    update = {name: np.full(2, 4.0 * 3.0 / (10 * 8.0)) for name in theta}
+    moved = shrunk(update, theta, precision=4.0, users=10, denominator=8.0)
+    for name in ("head.common", "head.components"):
+        np.testing.assert_allclose(moved[name], 0.0, atol=1e-7)
+    for name in ("head.bias", "x.B"):
+        np.testing.assert_array_equal(moved[name], update[name])
+
+
+def test_a_private_arm_steps_by_its_own_factor_and_sgd_by_its_one_rate() -> None:
+    theta = {"head.common": np.zeros(2, np.float32), "trunk.x.B": np.zeros(2, np.float32)}
+    update = {name: np.array([1.0, -2.0]) for name in theta}
+    config = RunConfig.from_flat({"privacy.server-factor": 0.5, "federation.server-lr": 0.1})
+
+    def first(config: RunConfig, arm: str) -> dict[str, np.ndarray]:
+        return server_step(config, arm, theta, update, 5, OptimizerState())[0]
+
+    plain, private = first(config, "dual"), first(config, "dual_dp")
+    np.testing.assert_allclose(private["head.common"], plain["head.common"] / 2, rtol=1e-6)
+    np.testing.assert_allclose(plain["head.common"], 10 * plain["trunk.x.B"], rtol=1e-6)
+    personal = RunConfig.from_flat({**config.to_flat(), "privacy.scope": "personal"})
+    np.testing.assert_array_equal(first(personal, "dual_dp")["head.common"], plain["head.common"])
+    sgd = RunConfig.from_flat({**config.to_flat(), "federation.server": "sgd"})
+    np.testing.assert_allclose(first(sgd, "dual")["trunk.x.B"], [0.1, -0.2], rtol=1e-6)
