@@ -251,7 +251,7 @@ class HeadArm(ArmTrainer):
         """The private weights, moved to where they keep the values floor."""
         judges = head_examples(self.adapter, theta, table, self.cohort.floor)
         floor = PublicPairs(judges.z, judges.offset, 0.0)
-        precision, tolerance = self.config.train.prior_precision, self.config.fusion_tolerance
+        precision, tolerance = self.config.train.prior_precision, self.config.values_tolerance
         return values_first(weights, public, floor, precision, tolerance)
 
     def _fuse(

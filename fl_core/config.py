@@ -191,7 +191,9 @@ class RunConfig(BaseModel):
     ``out``: folder for released adapters and personal stores; empty: under ``DUET_HOME``.
     ``arms``: comma-separated trained arms.  ``fusion_margin``: how much the loss on the public
     universal values may exceed that of the shared adapter alone, in nats; ``fusion_tolerance``:
-    how much lower the share of these pairs that is ordered rightly may be.
+    how much lower the share of these pairs that is ordered rightly may be.  ``values_tolerance``:
+    how far below the best within a user's reach that share may be before his personal adapter is
+    moved (``fl_core.values_first``); it may never be below the shared adapter's own.
     """
 
     model_config = FROZEN
@@ -206,7 +208,8 @@ class RunConfig(BaseModel):
     method: Method = "components"
     arms: str = "dual"
     fusion_margin: float = Field(default=0.2, ge=0)
-    fusion_tolerance: float = Field(default=0.02, ge=0, le=1)
+    fusion_tolerance: float = Field(default=0.01, ge=0, le=1)
+    values_tolerance: float = Field(default=0.05, ge=0, le=1)
     shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)

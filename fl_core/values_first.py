@@ -6,9 +6,8 @@ weights w_u are replaced by
     w(lambda) = argmin_w  p/2 |w - w_u|^2 + lambda * mean_v -log sigma(margin_v(w) - target)   (1)
 
 over *public* training pairs v, at the smallest lambda of ``STRENGTHS`` (0 first: w_u itself) at
-which the share of *other* public pairs, the floor's, that is ordered rightly is within a
-tolerance of the best that the user could have: the best over all lambda, or the shared adapter
-alone.  Unlike a smaller w_p this keeps what the values do not touch.
+which the share of *other* public pairs, the floor's, that is ordered rightly is not below that
+of the shared adapter alone, nor by more than a tolerance below the best over all lambda.  Unlike a smaller w_p this keeps what the values do not touch.
 
 Privacy: weights trained with DP are only processed further here, with public pairs.
 """
@@ -41,7 +40,7 @@ def values_first(
     path = _path(weights, public, precision)
     kept = torch.stack([_ordered(floor, moved) for moved in path])
     alone = _ordered(floor, torch.zeros_like(weights[:1]))
-    wanted = torch.maximum(kept.max(0).values, alone) - tolerance
+    wanted = torch.maximum(kept.max(0).values - tolerance, alone)
     enough = kept >= wanted - 1e-9
     enough[-1] |= ~enough.any(0)
     first = enough.int().argmax(0)
