@@ -7,7 +7,8 @@ weights w_u are replaced by
 
 over *public* training pairs v, at the smallest lambda of ``STRENGTHS`` (0 first: w_u itself) at
 which the share of *other* public pairs, the floor's, that is ordered rightly is not below that
-of the shared adapter alone, nor by more than a tolerance below the best over all lambda.  Unlike a smaller w_p this keeps what the values do not touch.
+of the shared adapter alone, nor by more than a tolerance below the best over all lambda.
+Unlike a smaller w_p this keeps what the values do not touch.
 
 Privacy: weights trained with DP are only processed further here, with public pairs.
 """

@@ -65,9 +65,9 @@ def test_head_margins_are_those_of_each_user_s_own_model(
 
         mine = pairs.user == user
         slow = score(pairs.chosen[mine]) - score(pairs.rejected[mine])
-        np.testing.assert_allclose(margins[mine], slow, atol=2e-5)
+        np.testing.assert_allclose(margins[mine], slow, atol=2e-5, rtol=1e-5)
         row = values[user] if len(values) > 1 else values[0]
-        np.testing.assert_allclose(row, score(hidden.chosen) - score(hidden.rejected), atol=2e-5)
+        np.testing.assert_allclose(row, score(hidden.chosen) - score(hidden.rejected), atol=2e-5, rtol=1e-5)
     assert np.abs(margins).max() > 1e-3
 
 
