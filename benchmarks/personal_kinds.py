@@ -1,9 +1,9 @@
 """Which personal kind helps at which number of records, with and without DP: one picture.
 
 One shared adapter setting, one population, the personal kinds side by side: ``components``
-(K mixing weights over shared components), ``subspace`` (r numbers along public directions) and
-``b_only`` (a whole head vector of one's own, which is what ``lora`` is in a head too).  All live
-in the reward head; personal adapters in the trunk need a pass a user and are not in this picture.
+(K mixing weights over shared components), ``subspace`` (r numbers along the public directions in
+which texts vary most).  With DP means on the personal side.  Both live in the reward head;
+whole vectors of one's own (``b_only``, ``lora``) and adapters in the trunk are not in this picture.
 
     duet prepare POPULATION --source world --users 200 --set world.prompts=64 --set world.answers=8
     python -m benchmarks.personal_kinds --population POPULATION --out docs
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -36,8 +37,7 @@ from simulation.uncertainty import bootstrap_interval
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "components": {},
-    "subspace": {"shared.kind": "b_only", "personal.kind": "subspace", "personal.rank": 8},
-    "b_only": {"shared.kind": "b_only", "personal.kind": "b_only", "train.personal-steps": 0},
+    "subspace": {"shared.kind": "b_only", "personal.kind": "subspace", "personal.rank": 32},
 }
 
 
@@ -45,7 +45,7 @@ def settings(kind: str, epsilon: float, rounds: int, seed: int) -> RunConfig:
     """The run of one kind; epsilon 0 leaves DP out."""
     flat = RunConfig().to_flat() | dict(KINDS[kind])
     flat |= {"shared.targets": "", "privacy.epsilon": epsilon or 8.0}
-    flat |= {"federation.rounds": rounds, "seed": seed}
+    flat |= {"federation.rounds": rounds, "seed": seed, "privacy.scope": "personal"}
     return RunConfig.from_flat(flat)
 
 
@@ -88,13 +88,14 @@ def measure(
     counts = train_counts(Population.load(population))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        node, theta = train_arm(settings("b_only", 0, rounds, seed), population, out / "shared", "shared")
+        node, theta = train_arm(settings("components", 0, rounds, seed), population, out, "shared")
         pooled = accuracies(node, "shared", theta, personal=False)
         rows: list[dict[str, Any]] = []
         for kind in kinds:
             for arm in ("dual", "dual_dp"):
                 started, config = time.monotonic(), settings(kind, epsilon, rounds, seed)
-                node, theta = train_arm(config, population, out / kind, arm)
+                shutil.rmtree(out / "arms", ignore_errors=True)  # the file of features stays
+                node, theta = train_arm(config, population, out, arm)
                 gain = accuracies(node, arm, theta, personal=True) - pooled
                 rows += rows_of(kind, arm == "dual_dp", gain, counts)
                 seconds = time.monotonic() - started
