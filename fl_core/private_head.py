@@ -9,14 +9,19 @@ The privacy contract is that of ``fl_core.engine``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from fl_core.adapters import DualAdapter
 from fl_core.engine import Examples, clipped, example_norms
 from fl_core.records import NO_TEXT
+
+HALVINGS = 8
+"""How often a step is halved at most."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,12 @@ class PublicPairs:
     offset: Tensor
     weight: float
 
+    def loss(self, weights: Tensor) -> Tensor:
+        """[U]: weight times the mean of -log sigma(margin) at each user's weights."""
+        if not len(self.z) or self.weight == 0:
+            return torch.zeros(len(weights))
+        return self.weight * softplus(-(self.offset + weights @ self.z.T)).mean(1)
+
     def gradient(self, weights: Tensor) -> Tensor:
         """[U, R+1]: weight times the mean gradient of -log sigma(margin) at each user's weights."""
         if not len(self.z) or self.weight == 0:
@@ -114,7 +125,8 @@ def newton_step(
     """One Newton step of every user's penalised logistic problem (without DP).
 
     Minimises sum_i -log sigma(margin_i) + precision/2 |w_u|^2, a Gaussian prior around 0, plus
-    the ``public`` pairs' weighted mean loss.
+    the ``public`` pairs' weighted mean loss.  A step that would not lower a user's loss is halved
+    until it does: far from the minimum a full one may overshoot.
     Returns new weights [U, R+1].
     """
     users, width = weights.shape
@@ -129,4 +141,27 @@ def newton_step(
     if public is not None:
         gradient, hessian = gradient + public.gradient(weights), hessian + public.hessian(weights)
     move: Tensor = torch.linalg.solve(hessian, gradient)
-    return weights - move
+
+    def loss(at: Tensor) -> Tensor:
+        each = softplus(-(problem.offset + (problem.z * at[problem.user]).sum(1))) * sampled
+        own = torch.zeros(users).index_add_(0, problem.user, each) + 0.5 * precision * at.square().sum(1)
+        return own if public is None else own + public.loss(at)
+
+    return damped(weights, move, loss)
+
+
+def damped(weights: Tensor, move: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """``weights`` [U, R+1] minus ``move``, halved for each user until his ``loss`` [U] does not rise.
+
+    Who finds no such step in ``HALVINGS`` stays where he is.
+    """
+    before = loss(weights)
+    bound = before + 1e-5 * before.abs() + 1e-6
+    step = torch.ones(len(weights), 1)
+    for _ in range(HALVINGS):
+        worse = ~(loss(weights - step * move) <= bound)
+        if not bool(worse.any()):
+            return weights - step * move
+        step[worse] *= 0.5
+    step[~(loss(weights - step * move) <= bound)] = 0.0
+    return weights - step * torch.where(step > 0, move, 0.0)
