@@ -307,3 +307,23 @@ def test_a_target_shifts_the_margin_and_known_features_change_nothing() -> None:
         assert relative(adapter.shared_layout.view(total, "head.components"), head.grad[1:]) < 1e-5
     clips = [e.clipped_sum(state.shared[0], c, bias, torch.ones(count), 0.3)[1] for e in (engine, known)]
     assert relative(clips[0], clips[1]) < 1e-5
+
+
+def test_newton_steps_never_raise_a_users_loss() -> None:
+    """Large margins from a bad start: undamped steps overshoot by orders of magnitude."""
+    generator = torch.Generator().manual_seed(0)
+    z, user = 30.0 * torch.randn(60, 3, generator=generator), torch.arange(60) % 3
+    problem = HeadExamples(user, z, torch.zeros(60))
+    ones, weights = torch.ones(60), torch.tensor([[9.0, -9.0, 9.0], [0.0, 0.0, 0.0], [-5.0, 5.0, 1.0]])
+
+    def loss(at: Tensor) -> Tensor:
+        each = torch.nn.functional.softplus(-(z * at[user]).sum(1))
+        return torch.zeros(3).index_add_(0, user, each) + 2.0 * at.square().sum(1)
+
+    for _ in range(60):
+        before, weights = loss(weights), newton_step(problem, weights, ones, 4.0)
+        assert (loss(weights) <= before * (1 + 1e-4) + 1e-4).all()
+    best = optimize.minimize(
+        lambda flat: float(loss(torch.tensor(flat).float().view(3, 3)).sum()), np.zeros(9), tol=1e-8
+    )
+    assert float(loss(weights).sum()) <= best.fun * (1 + 1e-3)

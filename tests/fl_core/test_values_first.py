@@ -57,6 +57,20 @@ def test_without_public_pairs_weights_stay(empty: str) -> None:
     assert values_first(weights, *given, 4.0, 0.0) is weights
 
 
+def test_where_no_pull_helps_the_weights_shrink_instead() -> None:
+    """Directions in which public pairs train the wrong way for the floor: only less of w_u helps."""
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(300, 3, generator=generator)
+    floor = PublicPairs(z, 1.0 + 0.1 * torch.randn(300, generator=generator), 1.0)
+    public = PublicPairs(0.01 * torch.randn(50, 3, generator=generator), torch.zeros(50), 1.0)
+    weights = torch.tensor([[3.0, -3.0, 3.0]])
+    moved = values_first(weights, public, floor, 4.0, 0.02)
+    assert share(floor, weights) < 0.9 <= share(floor, moved)
+    assert moved.norm() < weights.norm()
+    direction = torch.nn.functional.cosine_similarity(moved, weights)
+    assert moved.norm() == 0 or direction > 0.99
+
+
 def test_each_point_of_the_path_is_a_minimum() -> None:
     """The gradient of equation (1) vanishes where the strongest pull was needed."""
     weights = torch.tensor([[-50.0, 1.0, 0.0]])
