@@ -226,7 +226,8 @@ def test_what_a_reply_of_one_user_says_of_his_weights(make: Make) -> None:
 def test_users_never_federated_personalise_but_never_contribute(
     make: Make, tmp_path: Path, arm: str, changes: dict[str, Any]
 ) -> None:
-    population = tiny_population()
+    population = replace(tiny_population(), values=())  # no floor: it may ask for weights of zero
+    population.save(tmp_path / "as-is")
     records = population.records
     theirs = np.isin(records.user, UNFEDERATED)
     pair = records.rejected != NO_TEXT
@@ -237,7 +238,8 @@ def test_users_never_federated_personalise_but_never_contribute(
         label=np.where(theirs & ~pair, -records.label, records.label),
     )
     replace(population, records=turned).save(tmp_path / "turned")
-    (node,), (other,) = make(out="a", **changes), make(out="b", folder=tmp_path / "turned", **changes)
+    (node,) = make(out="a", folder=tmp_path / "as-is", **changes)
+    (other,) = make(out="b", folder=tmp_path / "turned", **changes)
     shared = _moved(node.config, arm)
     for server_round in (1, 2):
         assert _bytes(node.train(arm, server_round, shared)[0]) == _bytes(
