@@ -353,9 +353,13 @@ def test_the_personal_steps_get_their_own_noise(make: Make) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
-def test_personal_scope_uploads_as_without_privacy(make: Make, changes: dict[str, Any]) -> None:
+def test_personal_scope_uploads_as_without_privacy(
+    make: Make, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     """No noise, no clip, no sampling in the reply; noise in the personal steps."""
+    replace(tiny_population(), values=()).save(tmp_path / "valueless")
     scope = {"privacy__scope": "personal", "arms": "dual,dual_dp"} | SAMPLED | changes
+    scope |= {"folder": tmp_path / "valueless"}
     scope |= {"train__personal_steps": 0}
     (node,) = make(**scope)
     assert node.arm("dual_dp").sigmas.shared == 0 < node.arm("dual_dp").sigmas.personal
@@ -491,8 +495,10 @@ def test_nobody_falls_below_the_values_floor(make: Make, arm: str, changes: dict
     assert (_values_loss(node, arm, shared, chosen) <= ceiling).all()
     assert (chosen[:, 1] > 0).any() or arm == "dual_dp"
     trained = _values_share(node, arm, shared, np.tile([[1.0, 1.0]], (USERS, 1)))
-    if arm == "local":
-        assert (trained < before).any()  # so the floor had something to refuse
+    if changes:
+        assert arm != "local" or (trained < before).any()  # so the floor had something to refuse
+    else:
+        assert (trained >= before - 1e-6).all()  # the weights themselves were moved
 
 
 @pytest.mark.parametrize("arm", ["shared", "dual"])
@@ -568,10 +574,13 @@ def test_who_fights_the_values_gets_the_shared_model(
     (node,) = make(folder=_against_values(tmp_path), **loose, **changes)
     shared = finish_arm([node], "local", 0)
     state = _state(node, "local")
-    assert state.fusion[0].tolist() == [1.0, 0.0]
-    assert np.abs(state.after[0]).max() > 0.1  # it learned, and was refused
     one = np.tile([[1.0, 1.0]], (USERS, 1))
-    assert _values_share(node, "local", shared, one)[0] < 0.5
+    if changes:
+        assert state.fusion[0].tolist() == [1.0, 0.0]
+        assert np.abs(state.after[0]).max() > 0.1  # it learned, and was refused
+        assert _values_share(node, "local", shared, one)[0] < 0.5
+    else:
+        assert _values_share(node, "local", shared, one)[0] >= 0.5  # it was moved to where it does no harm
     assert (state.fusion[1:, 1] > 0).any()
 
 
