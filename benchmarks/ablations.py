@@ -20,29 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from benchmarks.in_process import train_arm
+from benchmarks.in_process import train_arm, user_accuracies
 from fl_client.store import PersonalState
 from fl_client.trainer import NodeTrainer
 from fl_core.atomic import write_json
-from fl_core.config import RunConfig, Scalar
+from fl_core.config import RunConfig
 from fl_core.records import Split
 from fl_core.shared import Arrays
-from simulation.held_out import held_out_pairs
-from simulation.metrics import right, user_means
+from simulation.scenario import nested_options, read_scenario
 from simulation.scores import HeadScorer, arm_scorer
 
 TRUNK = "q_proj,v_proj,o_proj,down_proj"
-CHANGES: dict[str, dict[str, Scalar]] = {
-    "as configured": {},
-    "no prior on the shared head": {"federation.head-precision": 0.0},
-    "no record at the prior": {"train.prior-share": 0.0},
-    "no universal values": {"train.values-weight": 0.0, "train.personal-values": 0.0},
-    "half the components": {},
-    "LoRA in the top layer too": {"shared.targets": TRUNK, "shared.layers": "top:1"},
-    "LoRA in the top two layers too": {"shared.targets": TRUNK, "shared.layers": "top:2"},
-    "head reads the final state alone": {"train.pooling": "last-mean"},
+BASE = ("shared.targets=", "shared.components=4", "federation.rounds=60")
+CHANGES: dict[str, tuple[str, ...]] = {
+    "as configured": (),
+    "no prior on the shared head": ("federation.head-precision=0",),
+    "no record at the prior": ("train.prior-share=0",),
+    "no universal values": ("train.values-weight=0", "train.personal-values=0"),
+    "two components": ("shared.components=2",),
+    "LoRA in the top layer too": (f"shared.targets={TRUNK}", "shared.layers=top:1"),
+    "LoRA in the top two layers too": (f"shared.targets={TRUNK}", "shared.layers=top:2"),
+    "head reads the final state alone": ("train.pooling=last-mean",),
 }
 PARTS = {"shared part": (1.0, 0.0), "dual, before fusion": (1.0, 1.0)}
 
@@ -56,26 +55,15 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "unseen"), default="validation")
     parser.add_argument("--only", nargs="*", choices=tuple(CHANGES), default=tuple(CHANGES))
     asked = parser.parse_args()
-    base: dict[str, Scalar] = {"shared.targets": "", "federation.rounds": 60, "shared.components": 4}
-    base |= dict(_setting(text) for text in asked.set)
-    split, rows = Split[asked.split.upper()], []
+    base, rows = (*BASE, *asked.set), []
+    split = Split[asked.split.upper()]
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.only:
-            changes = dict(CHANGES[name])
-            if name == "half the components":
-                changes["shared.components"] = max(1, int(base["shared.components"]) // 2)
-            config = RunConfig.from_flat({**base, **changes, "arms": "dual"})
+            options = nested_options([*base, *CHANGES[name], "arms=dual"])
+            config = read_scenario(None, options).config
             rows.append({"change": name, **_measured(config, asked.population, Path(folder), split)})
             print(json.dumps(rows[-1]), flush=True)
             write_json(asked.out, {"split": asked.split, "settings": base, "rows": rows})
-
-
-def _setting(text: str) -> tuple[str, Scalar]:
-    key, _, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def _measured(config: RunConfig, population: Path, folder: Path, split: Split) -> dict[str, Any]:
@@ -92,10 +80,7 @@ def _measured(config: RunConfig, population: Path, folder: Path, split: Split) -
 
 
 def _accuracy(node: NodeTrainer, theta: Arrays, state: PersonalState, split: Split) -> float:
-    pairs = held_out_pairs(node.cohort.population, split, 400, node.config.seed)
-    margins = arm_scorer(node, node.arm("dual"), theta, state).pairs(pairs)
-    share: npt.NDArray[np.float64] = user_means(right(margins), pairs.user, len(node.cohort.users))
-    return round(float(np.nanmean(share)), 4)
+    return round(float(np.nanmean(user_accuracies(node, "dual", theta, state, split, 400))), 4)
 
 
 def _floor(node: NodeTrainer, theta: Arrays, state: PersonalState) -> float:

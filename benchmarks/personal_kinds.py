@@ -23,16 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.in_process import train_arm
-from fl_client.trainer import NodeTrainer
+from benchmarks.in_process import train_arm, user_accuracies
 from fl_core.config import RunConfig
 from fl_core.records import Population, Split
-from fl_core.shared import Arrays
 from simulation.figures import sweep_figure
-from simulation.held_out import held_out_pairs
-from simulation.metrics import RECORD_BUCKETS, train_counts, user_means
-from simulation.metrics import right as ordered_rightly
-from simulation.scores import arm_scorer
+from simulation.metrics import RECORD_BUCKETS, train_counts
 from simulation.uncertainty import bootstrap_interval
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -47,16 +42,6 @@ def settings(kind: str, epsilon: float, rounds: int, seed: int) -> RunConfig:
     flat |= {"shared.targets": "", "privacy.epsilon": epsilon or 8.0}
     flat |= {"federation.rounds": rounds, "seed": seed, "privacy.scope": "personal"}
     return RunConfig.from_flat(flat)
-
-
-def accuracies(node: NodeTrainer, arm: str, theta: Arrays | None, personal: bool) -> np.ndarray:
-    """[U] each user's accuracy on SEEN pairs, NaN where there is none."""
-    population = node.cohort.population
-    pairs = held_out_pairs(population, Split.SEEN)
-    trainer = node.arm(arm)
-    state = trainer.store.everyone() if personal else None
-    margins = arm_scorer(node, trainer, theta, state).pairs(pairs)
-    return user_means(ordered_rightly(margins), pairs.user, len(population.users))
 
 
 def rows_of(kind: str, private: bool, gain: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
@@ -89,14 +74,15 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         node, theta = train_arm(settings("components", 0, rounds, seed), population, out, "shared")
-        pooled = accuracies(node, "shared", theta, personal=False)
+        pooled = user_accuracies(node, "shared", theta, None, Split.SEEN)
         rows: list[dict[str, Any]] = []
         for kind in kinds:
             for arm in ("dual", "dual_dp"):
                 started, config = time.monotonic(), settings(kind, epsilon, rounds, seed)
                 shutil.rmtree(out / "arms", ignore_errors=True)  # the file of features stays
                 node, theta = train_arm(config, population, out, arm)
-                gain = accuracies(node, arm, theta, personal=True) - pooled
+                state = node.arm(arm).store.everyone()
+                gain = user_accuracies(node, arm, theta, state, Split.SEEN) - pooled
                 rows += rows_of(kind, arm == "dual_dp", gain, counts)
                 seconds = time.monotonic() - started
                 print(f"{kind} {arm}: gain {np.nanmean(gain):+.4f}  {seconds:.0f} s", flush=True)

@@ -22,7 +22,6 @@ from fl_core.shared import (
     Arrays,
     arm_sigmas,
     build_arm,
-    noised_uploads,
     to_arrays,
 )
 from fl_core.trunk import Trunk
@@ -46,7 +45,7 @@ class ArmTrainer:
         self.noise = SimulationNoise(config.seed)
         self.clip = config.privacy.clip if arm.private else None
         self.rate = config.privacy.sampling_rate if arm.private else 1.0
-        self.private_uploads = noised_uploads(config, arm)
+        self.private_uploads = config.noised_uploads(arm.name)
         self.shared_clip = self.clip if self.private_uploads else None
         self.shared_rate = self.rate if self.private_uploads else 1.0
         self.store = PersonalStore(out / "arms" / arm.name / "personal")

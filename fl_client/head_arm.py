@@ -73,7 +73,9 @@ class HeadArm(ArmTrainer):
         self.round_texts = texts_of(together, self.public_pairs)
         self.all_texts = texts_of(together, self.public_pairs, cohort.examples(Split.HOLDBACK), cohort.floor)
         self.private = np.arange(len(together)) < len(own)
-        self.public_at_prior = self._every_other(values)
+        # Every other public pair of a user trains the shared adapter alone (w = 0): it must order
+        # the values by itself, as it is what a user falls back to.
+        self.public_at_prior = np.tile(np.arange(self._pairs_each()) % 2 == 0, len(self.keys))
         self.target = torch.from_numpy(~self.private).float() * config.train.values_margin
         self.shards = text_shards(config, arm)
         self.shard = schedule(cohort.population, together, self.shards)
@@ -83,18 +85,15 @@ class HeadArm(ArmTrainer):
 
         Each sees a few; together they see all.  The deal depends on a user's number alone.
         """
-        count = len(self.public_pairs)
-        each = max(min(count, VALUES_PAIRS_PER_USER), -(-count // len(self.cohort.population.users)))
+        count, each = len(self.public_pairs), self._pairs_each()
         places = (self.cohort.users[:, None] * each + np.arange(each)) % max(1, count)
         rows = np.repeat(np.arange(len(self.keys), dtype=np.int64), each)
         return replace(self.public_pairs.take(places.reshape(-1)), user=rows)
 
-    def _every_other(self, values: Examples) -> npt.NDArray[np.bool_]:
-        """[E] every other public pair of a user, which trains the shared adapter alone (w = 0).
-
-        The shared adapter must order the values by itself: it is what a user falls back to.
-        """
-        return np.asarray(np.arange(len(values)) % max(1, len(values) // max(1, len(self.keys))) % 2 == 0)
+    def _pairs_each(self) -> int:
+        """How many public pairs each user is dealt."""
+        count = len(self.public_pairs)
+        return max(min(count, VALUES_PAIRS_PER_USER), -(-count // len(self.cohort.population.users)))
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """One round: at a cycle's start the private weights, then the shared gradient given them."""

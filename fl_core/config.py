@@ -222,6 +222,10 @@ class RunConfig(BaseModel):
         """The trained arms, in order."""
         return tuple(name.strip() for name in self.arms.split(",") if name.strip())
 
+    def noised_uploads(self, arm: str) -> bool:
+        """Whether each user's upload in an arm carries noise of its own."""
+        return arm.endswith("_dp") and self.privacy.scope == "both"
+
     @property
     def shares_texts(self) -> bool:
         """Whether one pass a text serves all users: a reward head, personal in the head alone."""

@@ -31,6 +31,7 @@ from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.config import TrainConfig
 from fl_core.errors import DataError
+from fl_core.features import final_and_pooled
 from fl_core.pull_back import PullBack
 from fl_core.records import NO_TEXT
 from fl_core.trunk import Tokens, Trunk, pad
@@ -312,14 +313,12 @@ class CohortEngine:
     def _leave(self, rows: _Rows, entered: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
         """(final hidden states, what the reward head reads), under the adapters in place."""
         hidden, below = entered
-        means = None
-        if below is None:
-            final = self.trunk.suffix(hidden, rows.lengths)
-        else:
-            final, means = self.trunk.suffix_means(hidden, rows.lengths, rows.response, below)
         if self.train.objective != "reward":
+            final = self.trunk.suffix(hidden, rows.lengths)
             return final, final.new_zeros(len(final), 0)
-        return final, self.adapter.features(final, rows.lengths, rows.response, means)
+        features, parts = self.adapter.features, (hidden, rows.lengths, rows.response, below)
+        final, pooled = final_and_pooled(self.trunk, features, *parts)
+        return final, features.scaled(pooled)
 
     def _rows(self, examples: Examples) -> _Rows:
         """Rows of a micro-batch: every example's chosen text, then the pairs' rejected ones."""

@@ -63,14 +63,9 @@ def head_alone(config: RunConfig, arm: Arm) -> bool:
     numbers trained: under ``privacy.scope`` "both" the trunk is left out unless
     ``privacy.trunk`` asks for it.
     """
-    noised = noised_uploads(config, arm) and not config.privacy.trunk
+    noised = config.noised_uploads(arm.name) and not config.privacy.trunk
     reward = config.train.objective == "reward" and not config.shared.component_trunk
     return reward and config.shares_texts and (noised or not config.shared.target_names)
-
-
-def noised_uploads(config: RunConfig, arm: Arm) -> bool:
-    """Whether each user's upload carries noise of its own."""
-    return arm.private and config.privacy.scope == "both"
 
 
 def text_shards(config: RunConfig, arm: Arm) -> int:
@@ -121,7 +116,7 @@ def build_arm(
     chosen = [_sites(trunk, base, names, layers) for names, layers in selections]
     fitted = features is not None
     features = features or FeatureMap.plain(trunk.hidden, config.train.pooling, trunk.depths)
-    if noised_uploads(config, arm):
+    if config.noised_uploads(arm.name):
         features = features.narrowed(config.privacy.head_width)
     width = features.width
     weights = {name: site.weight for name, site in trunk.sites.items()}

@@ -30,7 +30,7 @@ from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.engine import Examples, clip_factors
 from fl_core.errors import AdapterError
-from fl_core.features import FeatureMap
+from fl_core.features import FeatureMap, final_and_pooled
 from fl_core.private_head import TextTable, personal_directions
 from fl_core.records import NO_TEXT
 from fl_core.trunk import Tokens, Trunk, pad
@@ -410,11 +410,8 @@ def features_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tens
 
 def pooled_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
     """[N, F] pooled states, before any whitening."""
-    hidden, lengths, response = entered.hidden, entered.lengths, entered.response
-    if features.pooling != "layers":
-        return features.pool(trunk.suffix(hidden, lengths), lengths, response)
-    final, means = trunk.suffix_means(hidden, lengths, response, entered.means)
-    return features.pool(final, lengths, response, means)
+    parts = (entered.hidden, entered.lengths, entered.response, entered.means)
+    return final_and_pooled(trunk, features, *parts)[1]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fl_core.fusion import ordered
 from fl_core.private_head import PublicPairs, damped
 
 STRENGTHS = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -42,7 +43,7 @@ def values_first(
     if not len(public.z) or not len(floor.z):
         return weights
     reach = torch.stack([*_path(weights, public, precision), *(c * weights for c in SHRINKS)])
-    kept = torch.stack([_ordered(floor, moved) for moved in reach])
+    kept = torch.stack([_share(floor, moved) for moved in reach])
     wanted = torch.maximum(kept.max(0).values - tolerance, kept[-1])
     distance = (reach - weights).square().sum(2)
     distance[kept < wanted - 1e-9] = torch.inf
@@ -67,7 +68,7 @@ def _loss(start: Tensor, pairs: PublicPairs, precision: float, weights: Tensor) 
     return 0.5 * precision * (weights - start).square().sum(1) + pairs.loss(weights)
 
 
-def _ordered(floor: PublicPairs, weights: Tensor) -> Tensor:
-    """[U] the share of pairs with a positive margin; a margin of 0 counts one half."""
+def _share(floor: PublicPairs, weights: Tensor) -> Tensor:
+    """[U] the share of pairs that each user's weights order rightly."""
     margin = floor.offset + weights @ floor.z.T
-    return (0.5 + 0.5 * torch.sign(margin)).mean(1)
+    return torch.from_numpy(ordered(margin.numpy())).mean(1)

@@ -153,7 +153,7 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[
     sigmas, privacy = arm_sigmas(config, arm), config.privacy
     shared, personal = _most_steps(config, arm, state)
     rate, clip = privacy.sampling_rate, privacy.clip
-    covered = shared if privacy.scope == "both" else 0
+    covered = shared if config.noised_uploads(name) else 0
     events = (
         DpEvent(rate, sigmas.shared, covered, clip, "shared"),
         DpEvent(rate, sigmas.personal, personal, clip, "personal"),

@@ -25,6 +25,9 @@ BETA_1, BETA_2, TAU = 0.9, 0.99, 1e-8
 """Adam's decays as in Reddi et al., section 5; tau smaller than theirs, see ``adam``."""
 
 
+_SHRUNK = ("head.common", "head.components")
+
+
 @dataclass(frozen=True)
 class OptimizerState:
     """What survives a round: steps taken, first and second moments (float64, empty at first)."""
@@ -83,8 +86,6 @@ def shrunk(update: Update, theta: Arrays, precision: float, users: float, denomi
     return {name: value - pull * theta[name] if name in _SHRUNK else value for name, value in update.items()}
 
 
-_SHRUNK = ("head.common", "head.components")
-
 RULES: Mapping[str, Rule] = {"sgd": sgd, "nesterov": nesterov, "adam": adam}
 """By the name that ``federation.server`` holds."""
 
@@ -116,9 +117,8 @@ def server_step(
         everyone = users / federation.fraction
         update = shrunk(update, theta, federation.head_precision, everyone, config.train.expected_batch)
     if federation.server == "adam":
-        private = arm.endswith("_dp") and config.privacy.scope == "both"
         done = min(1.0, state.step / max(1, federation.rounds))
-        lr = rate * (config.privacy.server_factor if private else 1.0)
+        lr = rate * (config.privacy.server_factor if config.noised_uploads(arm) else 1.0)
         by_name = rates(theta, lr, federation.head_factor, done)
     return RULES[federation.server](theta, update, state, by_name)
 

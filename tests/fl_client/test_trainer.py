@@ -297,6 +297,34 @@ def test_records_at_the_prior_train_the_shared_adapter_alone(make: Make) -> None
     _close(plain, {name: at_prior[name] for name in alone}, 1e-4)
 
 
+def test_public_pairs_train_with_their_margin_half_of_them_at_the_prior(make: Make) -> None:
+    """A wider margin pulls harder; and users' own weights meet only every other public pair."""
+    changes = {"train__text_shards": 1, "shared__targets": "", "train__values_weight": 50.0}
+    (plain,), (wide,) = (make(out=str(m), train__values_margin=m, **changes) for m in (0.0, 8.0))
+    shared = _moved(plain.config, "dual")
+    first, second = (node.train("dual", 1, shared)[0]["head.common"] for node in (plain, wide))
+    assert np.linalg.norm(second) > 1.2 * np.linalg.norm(first)
+    trainer = plain.arm("dual")
+    assert isinstance(trainer, HeadArm)
+    everyone = torch.ones(USERS, trainer.adapter.personal_layout.size)
+    rows, bias = trainer._coefficients(from_arrays(trainer.adapter.shared_layout, shared), everyone, 1)
+    public = torch.from_numpy(~trainer.private)
+    own = rows[public][:, 1:].bool().any(1)
+    assert 0.4 < float(own.float().mean()) < 0.6
+    assert torch.equal(own, bias[public] > bias[public].min() + 0.5)
+
+
+@pytest.mark.parametrize("arm", ["shared_dp", "dual_dp", "local_dp"])
+def test_private_uploads_hold_the_leading_coordinates_of_the_head(make: Make, arm: str) -> None:
+    (node,) = make(privacy__head_width=10, arms="shared_dp,dual_dp,local_dp")
+    trainer, whole = node.arm(arm), node.arm("dual")
+    assert trainer.adapter.hidden == 10 < whole.adapter.hidden
+    shared = finish_arm([node], arm, 2)
+    assert arm == "local_dp" or shared["head.common"].shape == (10,)
+    (personal,) = make(privacy__head_width=10, privacy__scope="personal", arms="dual_dp", out="p")
+    assert personal.arm("dual_dp").adapter.hidden == whole.adapter.hidden
+
+
 # --- Privacy ----------------------------------------------------------------------------
 
 
