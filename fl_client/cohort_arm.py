@@ -18,6 +18,7 @@ from fl_core.config import RunConfig
 from fl_core.engine import CohortEngine, CohortState, Examples
 from fl_core.errors import PrivacyError
 from fl_core.features import FeatureMap
+from fl_core.prefix_store import PrefixStores
 from fl_core.records import NO_TEXT, Split
 from fl_core.shared import (
     Arm,
@@ -35,10 +36,17 @@ class CohortArm(ArmTrainer):
     """Users whose adapters reach into the trunk, or objectives on log-probabilities."""
 
     def __init__(
-        self, config: RunConfig, arm: Arm, cohort: Cohort, out: Path, features: FeatureMap | None
+        self,
+        config: RunConfig,
+        arm: Arm,
+        cohort: Cohort,
+        out: Path,
+        features: FeatureMap | None,
+        prefixes: PrefixStores,
     ) -> None:
         super().__init__(config, arm, cohort, out, features)
-        self.engine = CohortEngine(self.trunk, self.adapter, cohort.tokens, config.train)
+        store = prefixes.of(self.trunk)
+        self.engine = CohortEngine(self.trunk, self.adapter, cohort.tokens, config.train, store=store)
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """Local steps on a copy of the shared adapter, then on the personal one."""

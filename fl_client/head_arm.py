@@ -22,6 +22,7 @@ from fl_core.config import RunConfig
 from fl_core.engine import Examples
 from fl_core.errors import PrivacyError
 from fl_core.frozen_features import FrozenFeatures
+from fl_core.prefix_store import PrefixStore
 from fl_core.privacy import Purpose
 from fl_core.private_head import (
     HeadExamples,
@@ -38,7 +39,7 @@ from fl_core.shared import (
     from_arrays,
     text_shards,
 )
-from fl_core.shared_text import PrefixStore, SharedTextEngine
+from fl_core.shared_text import SharedTextEngine
 from fl_core.values_first import values_first
 
 NEWTON_STEPS = 8

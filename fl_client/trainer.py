@@ -24,13 +24,13 @@ from fl_core.base_model import load_base
 from fl_core.config import RunConfig
 from fl_core.errors import PrivacyError
 from fl_core.frozen_features import FrozenFeatures, frozen_features
+from fl_core.prefix_store import PrefixBudget, PrefixStore, PrefixStores
 from fl_core.records import Population
 from fl_core.shared import (
     Arm,
     Arrays,
     build_arm,
 )
-from fl_core.shared_text import PrefixStore
 from fl_core.trunk import Trunk
 
 FEWEST_FITTED = 1000
@@ -52,8 +52,7 @@ class NodeTrainer:
         self.cohort = Cohort(config, people, load_base(config.model, config.dtype), users)
         self._arms: dict[str, HeadArm | CohortArm] = {}
         self._features: FrozenFeatures | None = None
-        trunk, _ = build_arm(config, Arm.named("dual"), self.cohort.base)
-        self._store = PrefixStore(trunk, self.cohort.tokens)
+        self._prefixes = PrefixStores(self.cohort.tokens, PrefixBudget.configured(config.prefix))
 
     def train(self, arm: str, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """One round of an arm: (sum of the users' updates, number of users)."""
@@ -78,11 +77,12 @@ class NodeTrainer:
         return self._arms[name]
 
     def _head_arm(self, arm: Arm) -> HeadArm:
-        return HeadArm(self.config, arm, self.cohort, self.out, self._frozen(), self._store)
+        trunk, _ = build_arm(self.config, Arm.named("dual"), self.cohort.base)
+        return HeadArm(self.config, arm, self.cohort, self.out, self._frozen(), self._prefixes.of(trunk))
 
     def _cohort_arm(self, arm: Arm) -> CohortArm:
         features = self._frozen().features if self.config.train.objective == "reward" else None
-        return CohortArm(self.config, arm, self.cohort, self.out, features)
+        return CohortArm(self.config, arm, self.cohort, self.out, features, self._prefixes)
 
     def _frozen(self) -> FrozenFeatures:
         """All texts' features under the base, fitted to public texts; see ``fl_core.frozen_features``.
@@ -94,7 +94,7 @@ class NodeTrainer:
             values = texts_of(self.cohort.values)
             count = min(len(values), max(2 * len(own), FEWEST_FITTED))
             kept = values[np.linspace(0, len(values) - 1, count).round().astype(int)]
-            store = PrefixStore(Trunk(self.cohort.base, []), self.cohort.tokens, cache_bytes=0)
+            store = PrefixStore(Trunk(self.cohort.base, []), self.cohort.tokens, budget=PrefixBudget(0))
             used = np.concatenate([own, kept])
             path = self.out / "features.safetensors"
             self._features = frozen_features(path, store, self.config.train.pooling, used)

@@ -182,6 +182,21 @@ class FederationConfig(BaseModel):
     leak_personal_weights: bool = False
 
 
+class PrefixConfig(BaseModel):
+    """What is kept of the activations below the first adapted layer (``fl_core.prefix_store``).
+
+    ``memory_mb``, ``disk_mb``: budgets of each process in MiB; the file on disk is made in the
+    system's temporary folder and gone with the process.  ``bfloat16``: keep half of the bytes, at
+    the price of exactness.
+    """
+
+    model_config = FROZEN
+
+    memory_mb: int = Field(default=2048, ge=0)
+    disk_mb: int = Field(default=0, ge=0)
+    bfloat16: bool = False
+
+
 class RunConfig(BaseModel):
     """One federated training run: all that server and nodes must agree on.
 
@@ -216,6 +231,7 @@ class RunConfig(BaseModel):
     train: TrainConfig = TrainConfig()
     federation: FederationConfig = FederationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    prefix: PrefixConfig = PrefixConfig()
 
     @property
     def arm_names(self) -> tuple[str, ...]:

@@ -31,10 +31,10 @@ from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.config import TrainConfig
 from fl_core.errors import DataError
-from fl_core.features import final_and_pooled
+from fl_core.prefix_store import Entered, PrefixStore, final_and_pooled
 from fl_core.pull_back import PullBack
 from fl_core.records import NO_TEXT
-from fl_core.trunk import Tokens, Trunk, pad
+from fl_core.trunk import Tokens, Trunk
 
 Part = Literal["shared", "personal", "both"]
 
@@ -83,11 +83,9 @@ class CohortState:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A micro-batch: the example, and the user, that each sequence belongs to."""
+    """A micro-batch before the first adapted layer, and whose example each sequence is."""
 
-    ids: Tensor
-    lengths: Tensor
-    response: Tensor
+    entered: Entered
     text: Tensor
     example: Tensor
     user: Tensor
@@ -129,13 +127,13 @@ class CohortEngine:
         texts: Sequence[Tokens],
         train: TrainConfig,
         micro_batch_tokens: int = 2048,
+        store: PrefixStore | None = None,
     ) -> None:
         self.trunk, self.adapter, self.texts, self.train = trunk, adapter, tuple(texts), train
         self.micro_batch_tokens = micro_batch_tokens
-        self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
-        self._lengths = np.array([len(text.ids) for text in self.texts], dtype=np.int64)
+        self.store = store or PrefixStore(trunk, self.texts)
+        self._lengths = self.store.lengths
         self._reference: dict[int, float] = {}
-        self._reads_depths = train.objective == "reward" and adapter.features.pooling == "layers"
         self._sites = {site.name: site for site in (*adapter.sites_shared, *adapter.sites_personal)}
 
     # Gradients ---------------------------------------------------------------------------
@@ -163,9 +161,8 @@ class CohortEngine:
         """[E, D] float32: each example's own gradient of its loss."""
         rows = self._rows(examples)
         terms = self._row_terms(rows, state, part)
-        entered = self._enter(rows)
         with self.trunk.adapted(terms, torch.zeros((), requires_grad=True)):
-            final, head_input = self._leave(rows, entered)
+            final, head_input = self._leave(rows)
         values = self._row_values(rows, final, head_input, state)
         leaf = values.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self._losses(examples, rows, leaf).sum(), leaf)
@@ -188,7 +185,7 @@ class CohortEngine:
             losses = objectives.vote_loss(chosen, label)
             return losses.index_put((pairs,), objectives.bradley_terry_loss(chosen[pairs], rejected))
         if kind == "sft":
-            tokens = rows.response[:, 1:].sum(1).clamp_min(1)
+            tokens = rows.entered.response[:, 1:].sum(1).clamp_min(1)
             return objectives.sft_loss(chosen, tokens) * (label > 0)
         reference = self.reference_logprobs(rows.text.tolist())
         if kind == "kto":
@@ -204,7 +201,7 @@ class CohortEngine:
 
     def _row_values(self, rows: _Rows, final: Tensor, head_input: Tensor, state: CohortState) -> Tensor:
         if self.train.objective != "reward":
-            return self.trunk.response_logprobs(final, rows.ids, rows.response)
+            return self.trunk.response_logprobs(final, rows.entered.ids, rows.entered.response)
         vector = self.adapter.head_vector(state.shared, state.personal, state.fusion)
         bias = self.adapter.head_bias(state.shared, state.personal, state.fusion)
         return (head_input * vector[rows.user]).sum(1) + bias[rows.user]
@@ -281,7 +278,7 @@ class CohortEngine:
         for index in self._micro_batches(examples):
             rows = self._rows(examples.take(index))
             with self.trunk.adapted(self._row_terms(rows, state, "both")):
-                final, head_input = self._leave(rows, self._enter(rows))
+                final, head_input = self._leave(rows)
             value = self._row_values(rows, final, head_input, state)
             if self.train.objective != "reward":
                 value = value - self.reference_logprobs(rows.text.tolist())
@@ -297,27 +294,20 @@ class CohortEngine:
         for index in self._micro_batches(fake):
             rows = self._rows(fake.take(index))
             with self.trunk.adapted({}):
-                final = self.trunk.suffix(self._enter(rows)[0], rows.lengths)
-            logprobs = self.trunk.response_logprobs(final, rows.ids, rows.response)
+                final = self.trunk.suffix(rows.entered.hidden, rows.entered.lengths)
+            logprobs = self.trunk.response_logprobs(final, rows.entered.ids, rows.entered.response)
             self._reference.update(zip(missing[index].tolist(), logprobs.tolist(), strict=True))
         return torch.tensor([self._reference[text] for text in texts])
 
     # Batches -----------------------------------------------------------------------------
 
-    def _enter(self, rows: _Rows) -> tuple[Tensor, Tensor | None]:
-        """(hidden states that enter the first adapted layer, means of the states below or None)."""
-        if self._reads_depths:
-            return self.trunk.prefix_means(rows.ids, rows.lengths, rows.response)
-        return self.trunk.prefix(rows.ids, rows.lengths), None
-
-    def _leave(self, rows: _Rows, entered: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    def _leave(self, rows: _Rows) -> tuple[Tensor, Tensor]:
         """(final hidden states, what the reward head reads), under the adapters in place."""
-        hidden, below = entered
+        entered, features = rows.entered, self.adapter.features
         if self.train.objective != "reward":
-            final = self.trunk.suffix(hidden, rows.lengths)
+            final = self.trunk.suffix(entered.hidden, entered.lengths)
             return final, final.new_zeros(len(final), 0)
-        features, parts = self.adapter.features, (hidden, rows.lengths, rows.response, below)
-        final, pooled = final_and_pooled(self.trunk, features, *parts)
+        final, pooled = final_and_pooled(self.trunk, features, entered)
         return final, features.scaled(pooled)
 
     def _rows(self, examples: Examples) -> _Rows:
@@ -327,9 +317,8 @@ class CohortEngine:
             pairs = pairs[:0]
         text = np.concatenate([examples.chosen, examples.rejected[pairs]])
         example = np.concatenate([np.arange(len(examples)), pairs])
-        ids, lengths, response = pad([self.texts[int(t)] for t in text], self.pad_id)
         user = torch.from_numpy(examples.user[example])
-        return _Rows(ids, lengths, response, torch.from_numpy(text), torch.from_numpy(example), user)
+        return _Rows(self.store.batch(text), torch.from_numpy(text), torch.from_numpy(example), user)
 
     def _micro_batches(self, examples: Examples) -> Iterator[npt.NDArray[np.int64]]:
         """Indices of examples of like length whose padded tokens stay under the bound."""

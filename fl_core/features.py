@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fl_core.errors import AdapterError
-from fl_core.trunk import Trunk, last_token, response_mean
+from fl_core.trunk import last_token, response_mean
 
 Pooling = Literal["last", "last-mean", "layers"]
 POWER = 0.35
@@ -112,22 +112,3 @@ class FeatureMap:
         if self.centre is None or self.whiten is None:
             return pooled[:, : self.width]
         return (pooled - self.centre) @ self.whiten
-
-
-def final_and_pooled(
-    trunk: Trunk,
-    features: FeatureMap,
-    hidden: Tensor,
-    lengths: Tensor,
-    response: Tensor,
-    below: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """A pass above the prefix: (final hidden states [N, T, d], pooled states [N, F0]).
-
-    ``below`` are the means of ``Trunk.prefix_means``, which only pooling "layers" needs.
-    """
-    if features.pooling != "layers" or below is None:
-        final = trunk.suffix(hidden, lengths)
-        return final, features.pool(final, lengths, response)
-    final, means = trunk.suffix_means(hidden, lengths, response, below)
-    return final, features.pool(final, lengths, response, means)

@@ -23,7 +23,8 @@ from torch import Tensor
 from fl_core.atomic import locked, write_bytes
 from fl_core.errors import RunError
 from fl_core.features import POWER, SHRINKAGE, FeatureMap, Pooling
-from fl_core.shared_text import PrefixStore, pooled_features
+from fl_core.prefix_store import PrefixStore
+from fl_core.shared_text import pooled_features
 
 FORMAT = 1
 """Raised when the file holds something else: older files are then replaced."""

@@ -30,10 +30,11 @@ from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.engine import Examples, clip_factors
 from fl_core.errors import AdapterError
-from fl_core.features import FeatureMap, final_and_pooled
+from fl_core.features import FeatureMap
+from fl_core.prefix_store import Entered, PrefixStore, final_and_pooled
 from fl_core.private_head import TextTable, personal_directions
 from fl_core.records import NO_TEXT
-from fl_core.trunk import Tokens, Trunk, pad
+from fl_core.trunk import Tokens, Trunk
 
 Index = npt.NDArray[np.int64]
 
@@ -51,66 +52,6 @@ class _Block:
 
     texts: Index
     examples: Index
-
-
-@dataclass(frozen=True)
-class Entered:
-    """N texts before the first adapted layer.
-
-    ``hidden`` [N, T, d], ``lengths`` [N], ``response`` mask [N, T], and ``means`` [N, P, d] over
-    the response of the states that no adapter changes.
-    """
-
-    hidden: Tensor
-    lengths: Tensor
-    response: Tensor
-    means: Tensor
-
-
-class PrefixStore:
-    """Prefix activations of texts, each distinct text computed once and kept.
-
-    Texts go through the frozen layers in batches of like length of at most ``batch_tokens``
-    padded tokens.  ``cache_bytes`` bounds what is kept; beyond it a text is computed again.
-    """
-
-    def __init__(
-        self, trunk: Trunk, texts: Sequence[Tokens], batch_tokens: int = 4096, cache_bytes: int = 4 * 2**30
-    ) -> None:
-        self.trunk, self.texts, self.batch_tokens = trunk, tuple(texts), batch_tokens
-        self.lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
-        self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self._left = cache_bytes
-
-    def batches(self, index: Index) -> Iterator[Index]:
-        """``index`` in parts of like length that fit the token bound."""
-        order = index[np.argsort(self.lengths[index], kind="stable")]
-        start = 0
-        while start < len(order):
-            rows = np.arange(1, len(order) - start + 1)
-            fits = int(np.searchsorted(rows * self.lengths[order[start:]], self.batch_tokens, side="right"))
-            yield order[start : start + max(1, fits)]
-            start += max(1, fits)
-
-    def batch(self, index: Index) -> Entered:
-        """The texts at ``index``, as they enter the first adapted layer."""
-        ids, lengths, response = pad([self.texts[int(text)] for text in index], self.pad_id)
-        if all(int(text) in self._kept for text in index):
-            rows, kept = zip(*(self._kept[int(text)] for text in index), strict=True)
-            padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-            return Entered(padded, lengths, response, torch.stack(kept))
-        hidden, means = self.trunk.prefix_means(ids, lengths, response)
-        entered = Entered(hidden, lengths, response, means)
-        for row, text in enumerate(index.tolist()):
-            self._keep(text, entered.hidden[row, : int(lengths[row])], entered.means[row])
-        return entered
-
-    def _keep(self, text: int, hidden: Tensor, means: Tensor) -> None:
-        size = hidden.numel() * hidden.element_size() + means.numel() * means.element_size()
-        if text not in self._kept and size <= self._left:
-            self._left -= size
-            self._kept[text] = hidden.clone(), means.clone()
 
 
 class SharedTextEngine:
@@ -410,8 +351,7 @@ def features_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tens
 
 def pooled_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
     """[N, F] pooled states, before any whitening."""
-    parts = (entered.hidden, entered.lengths, entered.response, entered.means)
-    return final_and_pooled(trunk, features, *parts)[1]
+    return final_and_pooled(trunk, features, entered)[1]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from fl_core import fusion
 from fl_core.config import RunConfig
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError, DataError, PrivacyError
+from fl_core.prefix_store import PrefixBudget, PrefixStores
 from fl_core.privacy import DpEvent, Purpose, SimulationNoise, epsilon
 from fl_core.private_head import head_examples
 from fl_core.records import NO_TEXT, Population, Records, Split
@@ -266,7 +267,9 @@ def test_both_kinds_of_arms_send_the_same_sum(make: Make, form: str, arm: str) -
     changes |= {"train__values_weight": 0.0, "train__prior_share": 0.0} | SAMPLED
     (node,) = make(form, **changes)
     fast = node.arm(arm)
-    slow = CohortArm(node.config, Arm.named(arm), node.cohort, node.out / "slow", fast.adapter.features)
+    prefixes = PrefixStores(node.cohort.tokens, PrefixBudget())
+    parts = (node.cohort, node.out / "slow", fast.adapter.features, prefixes)
+    slow = CohortArm(node.config, Arm.named(arm), *parts)
     assert isinstance(fast, HeadArm)
     for trainer in (fast, slow):
         state, generator = trainer.load(), np.random.default_rng(3)
@@ -806,9 +809,9 @@ def test_layers_that_the_model_has_not_are_named(make: Make) -> None:
     from fl_core.errors import ModelError
 
     with pytest.raises(ModelError, match="no such linear module"):
-        make(shared__targets="c_attn")
+        make(shared__targets="c_attn")[0].arm("dual")
     with pytest.raises(ModelError, match="layers='top:9'"):
-        make(shared__layers="top:9")
+        make(shared__layers="top:9")[0].arm("dual")
 
 
 def test_a_shared_adapter_of_another_shape_is_refused(make: Make) -> None:

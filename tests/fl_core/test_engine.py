@@ -225,7 +225,7 @@ def test_zero_weights_give_the_base_models_logits(family: str, dtype: torch.dtyp
     with torch.no_grad():
         wanted = setup.base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows = setup.engine._rows(mixed_examples([0, 1, 2], 7, form="votes"))
-    rows = replace(rows, ids=ids, lengths=lengths, user=torch.arange(3))
+    rows = replace(rows, user=torch.arange(3))
     fusion = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     for weights, checked in ((torch.zeros(3, 2), [0, 1, 2]), (fusion, [1])):
         terms = setup.engine._row_terms(rows, replace(setup.state, fusion=weights), "both")

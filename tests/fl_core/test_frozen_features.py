@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fl_core.frozen_features import frozen_features
-from fl_core.shared_text import PrefixStore, features_above
+from fl_core.prefix_store import PrefixBudget, PrefixStore
+from fl_core.shared_text import features_above
 from fl_core.trunk import Trunk
 from tests.fl_core.tiny_models import tiny_base, tiny_texts
 
@@ -17,7 +18,7 @@ FIT = np.arange(12)
 
 
 def store_of(family: str = "llama", seed: int = 0, texts: int = 20) -> PrefixStore:
-    return PrefixStore(Trunk(tiny_base(family, seed=seed), []), tiny_texts(texts), 40, cache_bytes=0)
+    return PrefixStore(Trunk(tiny_base(family, seed=seed), []), tiny_texts(texts), 40, PrefixBudget(0))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])

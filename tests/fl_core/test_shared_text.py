@@ -15,6 +15,7 @@ from fl_core.config import AdapterSpec
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError
 from fl_core.features import FeatureMap
+from fl_core.prefix_store import PrefixBudget, PrefixStore
 from fl_core.private_head import (
     HeadExamples,
     PublicPairs,
@@ -22,7 +23,7 @@ from fl_core.private_head import (
     head_gradient_sums,
     newton_step,
 )
-from fl_core.shared_text import PrefixStore, SharedTextEngine
+from fl_core.shared_text import SharedTextEngine
 from fl_core.trunk import Trunk, pad
 from tests.fl_core.tiny_models import (
     WIDTH,
@@ -91,7 +92,9 @@ def test_votes_fill_several_blocks_and_the_cache_changes_nothing() -> None:
     examples = mixed_examples(USERS, len(setup.texts), form="votes")
     c, bias = coefficients(setup, examples)
     one_text = len(setup.texts[0].ids) * setup.trunk.hidden * 4
-    stores = [PrefixStore(setup.trunk, setup.texts, 30, size) for size in (0, 3 * one_text, 2**20)]
+    stores = [
+        PrefixStore(setup.trunk, setup.texts, 30, PrefixBudget(size)) for size in (0, 3 * one_text, 2**20)
+    ]
     sums = []
     for store in stores:
         engine = shared_engine(setup, examples, 20, store=store)

@@ -1,0 +1,184 @@
+"""Activations below the first adapted layer: computed once for each distinct text, and kept.
+
+They depend on the tokens alone, not on user, step or round.  What is kept stays in memory up to
+a budget, then in a memory-mapped file up to another; beyond both a text is computed again.
+Gradients are the same with and without (but for the rounding of matrix products of other sizes),
+unless ``dtype`` keeps fewer bits.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_core.config import PrefixConfig
+from fl_core.features import FeatureMap
+from fl_core.trunk import Tokens, Trunk, pad
+
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Entered:
+    """N texts before the first adapted layer.
+
+    ``ids`` [N, T], ``hidden`` [N, T, d], ``lengths`` [N], ``response`` mask [N, T], and ``means``
+    [N, P, d] over the response of the states that no adapter changes.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    lengths: Tensor
+    response: Tensor
+    means: Tensor
+
+
+@dataclass(frozen=True)
+class PrefixBudget:
+    """How many bytes of activations are kept, and in what precision.
+
+    ``memory`` and ``disk`` in bytes; the file is made in ``folder`` (``None``: the system's
+    temporary one) without a name, so that it is gone with the process.  ``dtype`` ``None`` keeps
+    the base model's own.
+    """
+
+    memory: int = 2 * 2**30
+    disk: int = 0
+    folder: Path | None = None
+    dtype: torch.dtype | None = None
+
+    @staticmethod
+    def configured(config: PrefixConfig) -> PrefixBudget:
+        """The budget that a configuration asks for."""
+        dtype = torch.bfloat16 if config.bfloat16 else None
+        return PrefixBudget(config.memory_mb * 2**20, config.disk_mb * 2**20, dtype=dtype)
+
+
+class PrefixStore:
+    """Prefix activations of texts, each distinct text computed once and kept within a budget.
+
+    Texts go through the frozen layers in batches of like length of at most ``batch_tokens``
+    padded tokens.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        texts: Sequence[Tokens],
+        batch_tokens: int = 4096,
+        budget: PrefixBudget | None = None,
+    ) -> None:
+        self.trunk, self.texts, self.batch_tokens = trunk, tuple(texts), batch_tokens
+        self.lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
+        self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
+        self.budget = budget or PrefixBudget()
+        self.computed = 0
+        """Texts that went through the frozen layers so far."""
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._memory_left = self.budget.memory
+        self._file: Tensor | None = None
+        self._file_used = 0
+
+    def batches(self, index: Index) -> Iterator[Index]:
+        """``index`` in parts of like length that fit the token bound."""
+        order = index[np.argsort(self.lengths[index], kind="stable")]
+        start = 0
+        while start < len(order):
+            rows = np.arange(1, len(order) - start + 1)
+            fits = int(np.searchsorted(rows * self.lengths[order[start:]], self.batch_tokens, side="right"))
+            yield order[start : start + max(1, fits)]
+            start += max(1, fits)
+
+    def batch(self, index: Index) -> Entered:
+        """The texts at ``index``, which may repeat, as they enter the first adapted layer."""
+        ids, lengths, response = pad([self.texts[int(text)] for text in index], self.pad_id)
+        missing = np.array(sorted({int(text) for text in index} - self._kept.keys()), dtype=np.int64)
+        if len(missing) == len(index):
+            hidden, means = self._compute(index, ids, lengths, response)
+            return Entered(ids, hidden, lengths, response, means)
+        here = dict(self._kept_of(index))
+        for part in self.batches(missing):
+            hidden, means = self._compute(part, *pad([self.texts[int(t)] for t in part], self.pad_id))
+            for row, text in enumerate(part.tolist()):
+                here[text] = hidden[row, : self.lengths[text]], means[row]
+        rows, kept = zip(*(here[int(text)] for text in index), strict=True)
+        dtype = self.trunk.base.model.dtype
+        padded = torch.nn.utils.rnn.pad_sequence([row.to(dtype) for row in rows], batch_first=True)
+        return Entered(ids, padded, lengths, response, torch.stack(kept))
+
+    def _kept_of(self, index: Index) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        for text in index.tolist():
+            if text in self._kept:
+                yield text, self._kept[text]
+
+    def _compute(self, index: Index, ids: Tensor, lengths: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, means = self.trunk.prefix_means(ids, lengths, response)
+        self.computed += len(index)
+        for row, text in enumerate(index.tolist()):
+            if text not in self._kept:
+                self._keep(text, hidden[row, : int(lengths[row])], means[row])
+        return hidden, means
+
+    def _keep(self, text: int, hidden: Tensor, means: Tensor) -> None:
+        """In memory, else in the file, else not.  The means, a few rows, are always in memory."""
+        kept = hidden.to(self.budget.dtype or hidden.dtype)
+        size, small = kept.numel() * kept.element_size(), means.numel() * means.element_size()
+        if size + small <= self._memory_left:
+            self._memory_left -= size + small
+            self._kept[text] = kept.clone(), means.clone()
+        elif small <= self._memory_left and self._file_used + size <= self.budget.disk:
+            self._memory_left -= small
+            self._kept[text] = self._filed(kept), means.clone()
+
+    def _filed(self, kept: Tensor) -> Tensor:
+        if self._file is None:
+            self._file = _nameless(self.budget, kept.dtype)
+        start = self._file_used // kept.element_size()
+        place = self._file[start : start + kept.numel()].view_as(kept)
+        place.copy_(kept)
+        self._file_used += kept.numel() * kept.element_size()
+        return place
+
+
+class PrefixStores:
+    """One store for all trunks over the same base and texts that are cut at the same layer."""
+
+    def __init__(self, texts: Sequence[Tokens], budget: PrefixBudget) -> None:
+        self.texts, self.budget = tuple(texts), budget
+        self._by_layer: dict[int, PrefixStore] = {}
+
+    def of(self, trunk: Trunk) -> PrefixStore:
+        """The store of the trunk's first adapted layer, made on first use."""
+        if trunk.first not in self._by_layer:
+            self._by_layer[trunk.first] = PrefixStore(trunk, self.texts, budget=self.budget)
+        return self._by_layer[trunk.first]
+
+
+def final_and_pooled(trunk: Trunk, features: FeatureMap, entered: Entered) -> tuple[Tensor, Tensor]:
+    """A pass above the prefix: (final hidden states [N, T, d], pooled states [N, F0])."""
+    hidden, lengths, response = entered.hidden, entered.lengths, entered.response
+    if features.pooling != "layers":
+        final = trunk.suffix(hidden, lengths)
+        return final, features.pool(final, lengths, response)
+    final, means = trunk.suffix_means(hidden, lengths, response, entered.means)
+    return final, features.pool(final, lengths, response, means)
+
+
+def _nameless(budget: PrefixBudget, dtype: torch.dtype) -> Tensor:
+    """A flat tensor mapped onto a sparse file that has no name any more."""
+    if budget.folder is not None:
+        budget.folder.mkdir(parents=True, exist_ok=True)
+    handle, path = tempfile.mkstemp(prefix="prefix-", dir=budget.folder)
+    os.close(handle)
+    try:
+        return torch.from_file(path, shared=True, size=budget.disk // dtype.itemsize, dtype=dtype)
+    finally:
+        os.unlink(path)
