@@ -95,7 +95,6 @@ class NodeTrainer:
             count = min(len(values), max(2 * len(own), FEWEST_FITTED))
             kept = values[np.linspace(0, len(values) - 1, count).round().astype(int)]
             store = PrefixStore(Trunk(self.cohort.base, []), self.cohort.tokens, budget=PrefixBudget(0))
-            used = np.concatenate([own, kept])
             path = self.out / "features.safetensors"
-            self._features = frozen_features(path, store, self.config.train.pooling, used)
+            self._features = frozen_features(path, store, self.config.train.pooling, own, kept)
         return self._features

@@ -10,11 +10,22 @@ W scales principal directions by variance^-``POWER``.  A power of 1/2 would be w
 directions alike, which first-order steps and clipping need; 0 leaves them as they are, which
 generalises better to texts that nobody rated.  What lies between was chosen on validation
 records (docs/decisions.md).
+
+**Two domains.**  Public values pairs and what users rate may be texts of different kinds, and one
+linear head that must order the former with a margin adds noise to scores of the latter.  So the
+leading half of the coordinates is read twice, by how much a text is like those of the values pairs,
+
+    phi(s) = [phi_0(s) sqrt(1 - g(s)), phi_0(s) sqrt(g(s))],    g(s) = sigmoid(a . phi_0(s) + b),
+
+with a, b a logistic regression on public texts.  |phi| is that of phi_0, and the kernel is that of
+phi_0 times the Bhattacharyya coefficient of the two texts' domains: texts that g does not tell
+apart share one head as before, others have each their own (domains as in Daume 2007, but soft,
+and read from the text itself).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +41,10 @@ POWER = 0.35
 SHRINKAGE = 0.1
 """Share of the mean variance that is added to all.  With less, directions that the public texts
 lack are blown up, and texts that nobody has seen come out several times too large."""
+GATE_PRECISION = 1e-5
+"""Ridge of the logistic regression that tells the domains apart, on coordinates of |phi_0|^2 = F/2
+scaled to 1; chosen on statements left out of training."""
+GATE_STEPS = 50
 MOST_DEPTHS = 8
 """Depths that "layers" reads at most, evenly spaced, so that deep models' heads stay small."""
 
@@ -39,7 +54,9 @@ class FeatureMap:
     """``pooling``, the ``depths`` it reads and the public constants mu [F0] and W [F0, F]; F = ``width``.
 
     ``centre`` and ``whiten`` are ``None`` where states are taken as they are; ``spread`` [F] is
-    each coordinate's mean square over the public texts.
+    each coordinate's mean square over the public texts.  ``gate`` [F0 + 1] holds a and b over
+    centred pooled states, ``None`` with one domain; W is then [F0, F/2], and the two readings of a
+    coordinate stand beside each other.
     """
 
     width: int
@@ -48,6 +65,7 @@ class FeatureMap:
     centre: Tensor | None = None
     whiten: Tensor | None = None
     spread: Tensor | None = None
+    gate: Tensor | None = None
 
     @staticmethod
     def plain(hidden: int, pooling: Pooling = "last", depths: int = 0) -> FeatureMap:
@@ -59,10 +77,11 @@ class FeatureMap:
             return FeatureMap(hidden * (1 + len(kept)), pooling, tuple(int(depth) for depth in kept))
         return FeatureMap(hidden * (2 if pooling == "last-mean" else 1), pooling)
 
-    def fitted(self, pooled: Tensor) -> FeatureMap:
+    def fitted(self, pooled: Tensor, apart: Tensor | None = None) -> FeatureMap:
         """The same pooling, scaled by the statistics of public texts' ``pooled`` [S, F].
 
-        Coordinates come in order of falling variance, as in a principal component analysis.
+        ``apart`` [S] marks the texts of public values pairs; with texts of both kinds there are two
+        domains.  Coordinates come in order of falling variance, as in a principal component analysis.
         """
         centre = pooled.mean(0)
         centred = pooled - centre
@@ -70,11 +89,18 @@ class FeatureMap:
         order = variance.argsort(descending=True)
         floor = SHRINKAGE * variance.clamp_min(0.0).mean() + 1e-12
         whiten = (directions[:, order] / (variance[order].clamp_min(0.0) + floor) ** POWER).float()
-        spread = (centred @ whiten).square().mean(0)
-        scale = self.width / spread.sum().clamp_min(1e-12)
-        return FeatureMap(
-            self.width, self.pooling, self.depths, centre, whiten * scale.sqrt(), spread * scale
-        )
+        gated = apart is not None and bool(apart.any()) and not bool(apart.all())
+        if gated:
+            whiten = whiten[:, : (self.width + 1) // 2]
+        coordinates = centred @ whiten
+        scale = self.width / coordinates.square().sum(1).mean().clamp_min(1e-12)
+        found = replace(self, centre=centre, whiten=whiten * scale.sqrt())
+        if gated and apart is not None:
+            unit = coordinates * (scale / self.width).sqrt()
+            weights = _logistic(unit, apart, GATE_PRECISION)
+            a = whiten @ weights[:-1] * (scale / self.width).sqrt()
+            found = replace(found, gate=torch.cat([a, weights[-1:]]))
+        return replace(found, spread=found.scaled(pooled).square().mean(0))
 
     def narrowed(self, width: int) -> FeatureMap:
         """The map to the leading ``width`` coordinates, scaled anew so that |phi|^2 is ``width``."""
@@ -84,8 +110,9 @@ class FeatureMap:
             return FeatureMap(width, self.pooling, self.depths)
         spread = self.spread[:width]
         scale = width / spread.sum().clamp_min(1e-12)
-        whiten = self.whiten[:, :width] * scale.sqrt()
-        return FeatureMap(width, self.pooling, self.depths, self.centre, whiten, spread * scale)
+        columns = width if self.gate is None else (width + 1) // 2
+        whiten = self.whiten[:, :columns] * scale.sqrt()
+        return replace(self, width=width, whiten=whiten, spread=spread * scale)
 
     def pool(self, final: Tensor, lengths: Tensor, response: Tensor, means: Tensor | None = None) -> Tensor:
         """[N, F] float32 from final hidden states [N, T, d] and the response mask [N, T].
@@ -108,7 +135,44 @@ class FeatureMap:
         return self.scaled(self.pool(final, lengths, response, means))
 
     def scaled(self, pooled: Tensor) -> Tensor:
-        """[N, F] phi of pooled states [N, F]."""
+        """[N, F] phi of pooled states [N, F0]."""
         if self.centre is None or self.whiten is None:
             return pooled[:, : self.width]
-        return (pooled - self.centre) @ self.whiten
+        centred = pooled - self.centre
+        coordinates = centred @ self.whiten
+        if self.gate is None:
+            return coordinates
+        logit = (centred @ self.gate[:-1] + self.gate[-1])[:, None]
+        shares = torch.cat([-logit, logit], dim=1)
+        root = (0.5 * torch.nn.functional.logsigmoid(shares)).exp()  # its gradient stays finite at 0
+        return (coordinates[:, :, None] * root[:, None, :]).flatten(1)[:, : self.width]
+
+
+def _logistic(x: Tensor, positive: Tensor, precision: float) -> Tensor:
+    """[K + 1] weights and intercept of a ridge logistic regression on x [S, K], classes balanced.
+
+    Newton's method in float64, each step halved until the loss falls.
+    """
+    rows = torch.cat([x, torch.ones(len(x), 1)], dim=1).double()
+    y = positive.double()
+    share = torch.where(positive, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    ridge = torch.full((rows.shape[1],), precision, dtype=torch.float64)
+    ridge[-1] = 1e-9
+
+    def loss(weights: Tensor) -> Tensor:
+        logit = rows @ weights
+        fit = (share * torch.nn.functional.softplus(torch.where(positive, -logit, logit))).sum()
+        return fit + 0.5 * (ridge * weights.square()).sum()
+
+    weights = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for _ in range(GATE_STEPS):
+        p = torch.sigmoid(rows @ weights)
+        gradient = rows.T @ (share * (p - y)) + ridge * weights
+        hessian = (rows.T * (share * p * (1 - p))) @ rows + torch.diag(ridge)
+        step, before = torch.linalg.solve(hessian, gradient), loss(weights)
+        while bool(loss(weights - step) > before) and bool(step.abs().max() > 1e-9):
+            step = 0.5 * step
+        weights = weights - step
+        if float(gradient @ step) < 1e-10:
+            break
+    return weights.float()

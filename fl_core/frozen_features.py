@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,11 +21,11 @@ from torch import Tensor
 
 from fl_core.atomic import locked, write_bytes
 from fl_core.errors import RunError
-from fl_core.features import POWER, SHRINKAGE, FeatureMap, Pooling
-from fl_core.prefix_store import PrefixStore
+from fl_core.features import GATE_PRECISION, POWER, SHRINKAGE, FeatureMap, Pooling
+from fl_core.prefix_store import Index, PrefixStore
 from fl_core.shared_text import pooled_features
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the file holds something else: older files are then replaced."""
 LOCK_SECONDS = 3600.0
 """How long one process waits for another that computes the same file."""
@@ -50,28 +49,30 @@ class FrozenFeatures:
 
 
 def frozen_features(
-    path: Path, store: PrefixStore, pooling: Pooling, fit_on: npt.NDArray[np.int64]
+    path: Path, store: PrefixStore, pooling: Pooling, rated: Index, values: Index
 ) -> FrozenFeatures:
     """The features of all of the store's texts, from ``path`` or computed and kept there.
 
-    ``fit_on`` are the public texts whose statistics scale the features.  A file of other texts,
-    of another model or another map is replaced.
+    ``rated`` and ``values`` are the public texts whose statistics scale the features: those that
+    users rate, and those of the values pairs.  A file of other texts, of another model or another
+    map is replaced.
     """
     plain = FeatureMap.plain(store.trunk.hidden, pooling, store.trunk.depths)
-    wanted = _fingerprint(store, plain, fit_on)
+    wanted = _fingerprint(store, plain, rated, values)
     with locked(path.with_name(f"{path.name}.lock"), LOCK_SECONDS):
         found = _read(path, plain, wanted)
         if found is None:
-            write_bytes(path, _bytes(_computed(store, plain, fit_on), wanted))
+            write_bytes(path, _bytes(_computed(store, plain, rated, values), wanted))
             found = _read(path, plain, wanted)  # as every other process: products are the same to the bit
     if found is None:
         raise RunError(f"{path}: cannot be read back; is the disk full?")
     return found
 
 
-def _computed(store: PrefixStore, plain: FeatureMap, fit_on: npt.NDArray[np.int64]) -> FrozenFeatures:
+def _computed(store: PrefixStore, plain: FeatureMap, rated: Index, values: Index) -> FrozenFeatures:
     pooled = pooled_features(store, plain, np.arange(len(store.texts)))
-    fitted = plain.fitted(pooled[torch.from_numpy(fit_on)]) if len(fit_on) else plain
+    used = torch.from_numpy(np.concatenate([rated, values]))
+    fitted = plain.fitted(pooled[used], torch.arange(len(used)) >= len(rated)) if len(used) else plain
     return FrozenFeatures(fitted, fitted.scaled(pooled))
 
 
@@ -80,6 +81,7 @@ def _bytes(found: FrozenFeatures, fingerprint: str) -> bytes:
     features = found.features
     if features.centre is not None and features.whiten is not None and features.spread is not None:
         fitted = {"centre": features.centre, "whiten": features.whiten, "spread": features.spread}
+        fitted |= {} if features.gate is None else {"gate": features.gate}
         tensors |= {name: tensor.contiguous() for name, tensor in fitted.items()}
     return save(tensors, {"fingerprint": fingerprint})
 
@@ -95,15 +97,16 @@ def _read(path: Path, plain: FeatureMap, fingerprint: str) -> FrozenFeatures | N
         return None
     features = plain
     if "whiten" in tensors:
-        constants = (tensors["centre"], tensors["whiten"], tensors["spread"])
+        constants = (tensors["centre"], tensors["whiten"], tensors["spread"], tensors.get("gate"))
         features = FeatureMap(plain.width, plain.pooling, plain.depths, *constants)
     return FrozenFeatures(features, tensors["phi"])
 
 
-def _fingerprint(store: PrefixStore, plain: FeatureMap, fit_on: npt.NDArray[np.int64]) -> str:
+def _fingerprint(store: PrefixStore, plain: FeatureMap, rated: Index, values: Index) -> str:
     """Hash of all that decides the file: texts, weights, and how they are pooled and scaled."""
     digest = hashlib.sha256()
-    settings = [FORMAT, plain.pooling, plain.depths, POWER, SHRINKAGE, fit_on.tolist()]
+    settings = [FORMAT, plain.pooling, plain.depths, POWER, SHRINKAGE, GATE_PRECISION]
+    settings += [rated.tolist(), values.tolist()]
     digest.update(json.dumps(settings).encode())
     for text in store.texts:
         digest.update(json.dumps([text.ids, text.response]).encode())

@@ -14,7 +14,10 @@ so that PEFT's own scale alpha / r is 1.  The folder then loads with
     Only where the adapter has a reward head, for which PEFT's format of causal models has no
     place: ``weight`` [F0] and ``bias`` [1] over pooled final hidden states, all constants
     multiplied in (score = weight . pool(s) + bias; the file's metadata names the pooling), and
-    ``vector`` [F] and ``vector_bias`` [1], the same before whitening is multiplied in.
+    ``vector`` [F] and ``vector_bias`` [1], the same before whitening is multiplied in.  With two
+    domains (``fl_core.features``) ``weight`` is [2, F0], and beside it stand ``shift`` [2] and
+    ``gate`` [F0 + 1]: score = sum_i sqrt(g_i) (weight_i . pool(s) + shift_i) + bias with
+    g_1 = sigmoid(gate . (pool(s), 1)) and g_0 = 1 - g_1.
 """
 
 from __future__ import annotations
@@ -184,11 +187,17 @@ def _head_bytes(adapter: DualAdapter, shared: Tensor, personal: Tensor, weights:
     vector = adapter.head_vector(shared[None], personal[None], weights[None])[0]
     bias = adapter.head_bias(shared[None], personal[None], weights[None])
     features = adapter.features
-    pooled, pooled_bias = vector, bias
+    tensors = {"weight": vector, "bias": bias, "vector": vector, "vector_bias": bias}
     if features.whiten is not None and features.centre is not None:
-        pooled = features.whiten @ vector
-        pooled_bias = bias - features.centre @ pooled
-    tensors = {"weight": pooled, "bias": pooled_bias, "vector": vector, "vector_bias": bias}
+        centre, whiten, gate = features.centre, features.whiten, features.gate
+        if gate is None:
+            weight = whiten @ vector
+            tensors |= {"weight": weight, "bias": bias - centre @ weight}
+        else:
+            readings = torch.nn.functional.pad(vector, (0, 2 * whiten.shape[1] - len(vector)))
+            weight = readings.view(-1, 2).T @ whiten.T
+            moved = torch.cat([gate[:-1], gate[-1:] - centre @ gate[:-1]])
+            tensors |= {"weight": weight, "shift": -weight @ centre, "gate": moved}
     metadata = {"format": "pt", "pooling": features.pooling, "depths": json.dumps(features.depths)}
     return save({name: value.detach().clone() for name, value in tensors.items()}, metadata)
 

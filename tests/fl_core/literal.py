@@ -122,9 +122,15 @@ class LiteralModel:
         features, phi = self.adapter.features, final[-1]
         if features.pooling == "last-mean":
             phi = torch.cat([phi, final[list(text.response)].mean(0)])
-        if features.whiten is not None:
-            phi = (phi - features.centre) @ features.whiten
-        return phi
+        if features.whiten is None:
+            return phi
+        centred = phi - features.centre
+        phi = centred @ features.whiten
+        if features.gate is None:
+            return phi
+        share = torch.sigmoid(features.gate[:-1] @ centred + features.gate[-1])
+        both = [part for value in phi for part in (value * (1 - share).sqrt(), value * share.sqrt())]
+        return torch.stack(both)[: features.width]
 
     def logprob(self, text: Tokens, adapting: bool = True) -> Tensor:
         """Sum of log p of the response's tokens."""

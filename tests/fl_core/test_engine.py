@@ -67,10 +67,10 @@ def test_example_gradients_are_those_of_autograd(family: str, shared: str, perso
             assert there.numel() == 0 or relative(got, there) < 2e-6, (objective, part)
 
 
-@pytest.mark.parametrize("whitened", [False, True])
-def test_pooled_and_whitened_features_have_exact_gradients(whitened: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "scaled", "gated"])
+def test_pooled_and_scaled_features_have_exact_gradients(kind: str) -> None:
     for shared, personal in (("lora", "subspace"), ("components", "components")):
-        setup = make_setup("llama", shared, personal, "reward", features=tiny_features(whitened))
+        setup = make_setup("llama", shared, personal, "reward", features=tiny_features(kind))
         examples = examples_for(setup)
         wanted = literal_gradients(setup, examples, setup.state)
         assert relative(setup.engine.example_gradients(examples, setup.state, "both"), wanted) < 2e-6

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_core.errors import AdapterError
-from fl_core.features import MOST_DEPTHS, POWER, SHRINKAGE, FeatureMap
+from fl_core.features import MOST_DEPTHS, POWER, SHRINKAGE, FeatureMap, _logistic
 
 FINAL = torch.arange(12.0).view(2, 3, 2)  # two rows of three positions of width two
 LENGTHS = torch.tensor([3, 2])
@@ -84,3 +84,79 @@ def test_directions_that_public_texts_lack_are_not_blown_up() -> None:
     assert fitted.whiten.isfinite().all()
     phi = fitted.scaled(pooled + torch.randn(5, 8, generator=torch.Generator().manual_seed(3)))
     assert float(phi.square().sum(1).mean()) < 8 * 8
+
+
+def two_domains(apart: float, seed: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pooled [400, 8], which are of values pairs): two clouds whose means are ``apart``."""
+    generator = torch.Generator().manual_seed(seed)
+    domain = torch.arange(400) % 2 == 1
+    pooled = torch.randn(400, 8, generator=generator) * torch.linspace(3, 1, 8)
+    pooled[:, 0] += apart * domain
+    return pooled, domain
+
+
+def test_a_gated_map_reads_each_coordinate_twice_and_keeps_its_size() -> None:
+    pooled, domain = two_domains(4.0)
+    fitted = FeatureMap.plain(8).fitted(pooled, domain)
+    assert fitted.whiten is not None and fitted.centre is not None and fitted.gate is not None
+    phi = fitted.scaled(pooled).view(400, 4, 2)
+    plain = (pooled - fitted.centre) @ fitted.whiten
+    share = torch.sigmoid((pooled - fitted.centre) @ fitted.gate[:-1] + fitted.gate[-1])
+    assert torch.allclose(phi.square().sum(2), plain.square(), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(phi[:, :, 1], plain * share.sqrt()[:, None], rtol=1e-3, atol=1e-5)
+    assert float(phi.square().sum((1, 2)).mean()) == pytest.approx(8, rel=1e-3)
+
+
+def test_texts_of_unlike_domains_hardly_meet_and_others_share_all() -> None:
+    """The kernel is that of the coordinates times how much the two texts' domains overlap."""
+    far, domain = two_domains(60.0)
+    fitted = FeatureMap.plain(8).fitted(far, domain)
+    phi = fitted.scaled(far)
+    within = (phi[0] @ phi[2::2].T).abs().mean()
+    assert float((phi[0] @ phi[1::2].T).abs().mean()) < 0.02 * float(within)
+    same, domain = two_domains(0.0)
+    fitted = FeatureMap.plain(8).fitted(same, domain)
+    assert fitted.whiten is not None and fitted.centre is not None
+    phi, plain = fitted.scaled(same), (same - fitted.centre) @ fitted.whiten
+    ratio = (phi @ phi.T) / (plain @ plain.T)
+    assert float(ratio.median()) > 0.98
+
+
+def test_one_domain_has_no_gate() -> None:
+    pooled, domain = two_domains(4.0)
+    for apart in (None, torch.zeros_like(domain), torch.ones_like(domain)):
+        fitted = FeatureMap.plain(8).fitted(pooled, apart)
+        assert fitted.gate is None
+        assert torch.equal(fitted.scaled(pooled), FeatureMap.plain(8).fitted(pooled).scaled(pooled))
+
+
+@pytest.mark.parametrize("apart", [0.5, 60.0])
+def test_the_gate_is_the_logistic_regression_with_balanced_classes(apart: float) -> None:
+    """A zero gradient of the balanced ridge loss, and finite numbers where domains are separable."""
+    x, domain = two_domains(apart)
+    weights = _logistic(x, domain, 1e-2).double()
+    rows, y = torch.cat([x, torch.ones(400, 1)], 1).double(), domain.double()
+    gradient = rows.T @ (torch.sigmoid(rows @ weights) - y) / 400
+    gradient[:-1] += 1e-2 * weights[:-1]
+    assert float(gradient.abs().max()) < 1e-4
+    assert float(((rows @ weights > 0) == domain).double().mean()) > (0.5 if apart < 1 else 0.99)
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 7])
+def test_a_gated_map_is_narrowed_too(width: int) -> None:
+    pooled, domain = two_domains(4.0)
+    fitted = FeatureMap.plain(8).fitted(pooled, domain)
+    few = fitted.narrowed(width).scaled(pooled)
+    ratio = few / fitted.scaled(pooled)[:, :width]
+    assert few.shape == (400, width)
+    assert torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-2)
+    assert float(few.square().sum(1).mean()) == pytest.approx(width, rel=1e-3)
+
+
+def test_far_from_all_public_texts_gradients_stay_finite() -> None:
+    pooled, domain = two_domains(60.0)
+    fitted = FeatureMap.plain(8).fitted(pooled, domain)
+    for sign in (-1.0, 1.0):
+        far = torch.full((1, 8), sign * 1e4, requires_grad=True)
+        fitted.scaled(far).sum().backward()
+        assert far.grad is not None and bool(far.grad.isfinite().all())

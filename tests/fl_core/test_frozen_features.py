@@ -14,7 +14,7 @@ from fl_core.shared_text import features_above
 from fl_core.trunk import Trunk
 from tests.fl_core.tiny_models import tiny_base, tiny_texts
 
-FIT = np.arange(12)
+FIT = np.arange(8), np.arange(8, 12)
 
 
 def store_of(family: str = "llama", seed: int = 0, texts: int = 20) -> PrefixStore:
@@ -24,7 +24,7 @@ def store_of(family: str = "llama", seed: int = 0, texts: int = 20) -> PrefixSto
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_file_holds_what_a_pass_gives(family: str, tmp_path: Path) -> None:
     store = store_of(family)
-    found = frozen_features(tmp_path / "f.safetensors", store, "layers", FIT)
+    found = frozen_features(tmp_path / "f.safetensors", store, "layers", *FIT)
     assert found.phi.shape == (20, 5 * 24)
     for index in store.batches(np.arange(20)):
         again = features_above(store.trunk, store.batch(index), found.features)
@@ -33,28 +33,30 @@ def test_the_file_holds_what_a_pass_gives(family: str, tmp_path: Path) -> None:
 
 def test_who_comes_later_reads_the_same_bits(tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
-    first = frozen_features(path, store_of(), "layers", FIT)
+    first = frozen_features(path, store_of(), "layers", *FIT)
     written = path.stat().st_mtime_ns
-    second = frozen_features(path, store_of(), "layers", FIT)
+    second = frozen_features(path, store_of(), "layers", *FIT)
     assert path.stat().st_mtime_ns == written
     assert torch.equal(first.phi, second.phi)
     assert first.features.whiten is not None and second.features.whiten is not None
     assert torch.equal(first.features.whiten, second.features.whiten)
+    assert first.features.gate is not None and second.features.gate is not None
+    assert torch.equal(first.features.gate, second.features.gate)
 
 
 @pytest.mark.parametrize("change", ["model", "texts", "fit", "pooling", "broken"])
 def test_a_file_of_something_else_is_replaced(change: str, tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
-    first = frozen_features(path, store_of(), "layers", FIT)
+    first = frozen_features(path, store_of(), "layers", *FIT)
     phi = first.phi.clone()
     if change == "broken":
         path.write_bytes(path.read_bytes()[:100])
     other = {
-        "model": (store_of(seed=1), "layers", FIT),
-        "texts": (store_of(texts=21), "layers", FIT),
-        "fit": (store_of(), "layers", FIT[:6]),
-        "pooling": (store_of(), "last-mean", FIT),
-        "broken": (store_of(), "layers", FIT),
+        "model": (store_of(seed=1), "layers", *FIT),
+        "texts": (store_of(texts=21), "layers", *FIT),
+        "fit": (store_of(), "layers", FIT[0][:6], FIT[1]),
+        "pooling": (store_of(), "last-mean", *FIT),
+        "broken": (store_of(), "layers", *FIT),
     }[change]
     second = frozen_features(path, *other)  # type: ignore[arg-type]
     same = phi.shape == second.phi.shape and torch.equal(phi, second.phi)
@@ -63,7 +65,7 @@ def test_a_file_of_something_else_is_replaced(change: str, tmp_path: Path) -> No
 
 def test_narrowed_features_are_those_of_the_narrowed_map(tmp_path: Path) -> None:
     store = store_of()
-    found = frozen_features(tmp_path / "f.safetensors", store, "layers", FIT)
+    found = frozen_features(tmp_path / "f.safetensors", store, "layers", *FIT)
     narrow = found.narrowed(7)
     assert narrow.phi.shape == (20, 7)
     for index in store.batches(np.arange(20)):

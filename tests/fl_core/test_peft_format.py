@@ -111,8 +111,8 @@ def test_a_shared_adapter_alone_is_what_a_zero_personal_weight_gives(tmp_path: P
 
 
 def test_the_reward_head_stands_beside_it_and_gives_the_engines_scores(tmp_path: Path) -> None:
-    """Pooled final states of the loaded model, times ``weight``, plus ``bias``."""
-    for features in (None, tiny_features(False), tiny_features(True)):
+    """From pooled final states of the loaded model, as the module's docstring says."""
+    for features in (None, *map(tiny_features, ("plain", "scaled", "gated"))):
         setup = make_setup("llama", "components", "components", "reward", features=features)
         export(tmp_path, setup)
         head = load_file(tmp_path / HEAD)
@@ -125,7 +125,11 @@ def test_the_reward_head_stands_beside_it_and_gives_the_engines_scores(tmp_path:
             pooled = final[-1]
             if features is not None:
                 pooled = torch.cat([pooled, final[list(text.response)].mean(0)])
-            assert distance(pooled @ head["weight"] + head["bias"][0], score) < 1e-5
+            found = pooled @ head["weight"].T
+            if "gate" in head:
+                like = torch.sigmoid(pooled @ head["gate"][:-1] + head["gate"][-1])
+                found = torch.stack([1 - like, like]).sqrt() @ (found + head["shift"])
+            assert distance(found + head["bias"][0], score) < 1e-5
     export(tmp_path, make_setup("llama", "lora", None, "dpo"))
     assert not (tmp_path / HEAD).exists()
 
@@ -168,7 +172,7 @@ def test_an_adapter_without_layers_or_with_nan_is_not_exported(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("features", [None, tiny_features(True)])
+@pytest.mark.parametrize("features", [None, tiny_features("scaled"), tiny_features("gated")])
 def test_what_was_exported_comes_back(family: str, features: FeatureMap | None, tmp_path: Path) -> None:
     setup = make_setup(family, "lora", None, "reward", features=features)
     export(tmp_path, setup, fusion=(1.0, 1.0))

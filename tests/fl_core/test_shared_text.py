@@ -75,7 +75,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("form", ["votes", "pairs", "mixed"])
 @pytest.mark.parametrize(("shared", "personal"), KINDS)
 def test_clipped_sums_are_those_of_the_cohort_engine(shared: str, personal: str | None, form: str) -> None:
-    for features in (None, tiny_features(True)):
+    for features in (None, tiny_features("scaled"), tiny_features("gated")):
         setup = make(shared, personal, features)
         examples = mixed_examples(USERS, len(setup.texts), form=form)
         engine = shared_engine(setup, examples)
@@ -184,7 +184,7 @@ def test_an_adapter_in_the_trunk_is_refused() -> None:
 
 
 def test_features_are_those_of_single_passes() -> None:
-    for features in (None, tiny_features(False), tiny_features(True)):
+    for features in (None, *map(tiny_features, ("plain", "scaled", "gated"))):
         setup = make("components", "components", features)
         engine = shared_engine(setup, mixed_examples(USERS, len(setup.texts)))
         unit = setup.state.shared[0].clone()
@@ -205,7 +205,7 @@ def test_features_are_those_of_single_passes() -> None:
 @pytest.mark.parametrize(("shared", "personal"), [pair for pair in KINDS if pair[1]])
 def test_head_gradients_are_the_cohort_engines_personal_part(shared: str, personal: str) -> None:
     for form in ("votes", "pairs", "mixed"):
-        setup = make(shared, personal, tiny_features(True))
+        setup = make(shared, personal, tiny_features("gated"))
         examples = mixed_examples(USERS, len(setup.texts), form=form)
         table = shared_engine(setup, examples).features(setup.state.shared[0])
         problem = head_examples(setup.adapter, setup.state.shared[0], table, examples)

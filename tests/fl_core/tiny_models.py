@@ -158,11 +158,14 @@ def make_adapter(
     return trunk, adapter
 
 
-def tiny_features(whitened: bool) -> FeatureMap:
-    """Last token and mean over the response; whitened by random statistics if asked for."""
+def tiny_features(kind: str) -> FeatureMap:
+    """Last token and mean over the response: "plain", "scaled" by random statistics, or "gated" too."""
     plain = FeatureMap.plain(WIDTH, "last-mean")
+    if kind == "plain":
+        return plain
     generator = torch.Generator().manual_seed(8)
-    return plain.fitted(torch.randn(80, 2 * WIDTH, generator=generator) + 0.3) if whitened else plain
+    pooled = torch.randn(80, 2 * WIDTH, generator=generator) + 0.3
+    return plain.fitted(pooled, torch.rand(80, generator=generator) < 0.4 if kind == "gated" else None)
 
 
 def random_state(adapter: DualAdapter, users: int, seed: int = 1, each: bool = False) -> CohortState:
