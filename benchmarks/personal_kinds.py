@@ -1,9 +1,10 @@
 """Which personal kind helps at which number of records, with and without DP: one picture.
 
-One shared adapter setting, one population, the personal kinds side by side: ``components``
-(K mixing weights over shared components), ``subspace`` (r numbers along the public directions in
-which texts vary most).  With DP means on the personal side.  Both live in the reward head;
-whole vectors of one's own (``b_only``, ``lora``) and adapters in the trunk are not in this picture.
+One population, one shared reward head, the personal kinds side by side: ``components`` (K mixing
+weights over shared components, which alone are trained together with the head), and, fitted to the
+finished shared adapter, ``subspace`` (r numbers along the public directions in which texts vary most),
+``b_only`` and ``lora`` (a reward head of one's own and adapters in the top layer).  With DP means on
+the personal side.
 
     duet prepare POPULATION --source world --users 200 --set world.prompts=64 --set world.answers=8
     python -m benchmarks.personal_kinds --population POPULATION --out docs
@@ -24,24 +25,35 @@ from typing import Any
 import numpy as np
 
 from benchmarks.in_process import train_arm, user_accuracies
+from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.records import Population, Split
 from simulation.figures import sweep_figure
 from simulation.metrics import RECORD_BUCKETS, train_counts
+from simulation.scenario import nested_options, read_scenario
 from simulation.uncertainty import bootstrap_interval
 
-KINDS: Mapping[str, Mapping[str, Any]] = {
-    "components": {},
-    "subspace": {"shared.kind": "b_only", "personal.kind": "subspace", "personal.rank": 32},
+BASE = ("shared.targets=", "privacy.scope=personal", "privacy.sampling-rate=1.0", "arms=dual")
+OWN = ("shared.kind=b_only", "federation.rounds=0")
+"""Kinds that need no part in the federation are fitted to the finished shared adapter."""
+IN_TRUNK = (
+    *OWN,
+    "personal.targets=q_proj,v_proj,o_proj,down_proj",
+    "personal.layers=top:1",
+    "train.final-steps=20",
+)
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "components": (),
+    "subspace": (*OWN, "personal.kind=subspace", "personal.rank=8"),
+    "b_only": (*IN_TRUNK, "personal.kind=b_only"),
+    "lora": (*IN_TRUNK, "personal.kind=lora"),
 }
 
 
-def settings(kind: str, epsilon: float, rounds: int, seed: int) -> RunConfig:
-    """The run of one kind; epsilon 0 leaves DP out."""
-    flat = RunConfig().to_flat() | dict(KINDS[kind])
-    flat |= {"shared.targets": "", "privacy.epsilon": epsilon or 8.0}
-    flat |= {"federation.rounds": rounds, "seed": seed, "privacy.scope": "personal"}
-    return RunConfig.from_flat(flat)
+def settings(asked: argparse.Namespace, *kind: str) -> RunConfig:
+    """The run of one kind."""
+    own = (f"federation.rounds={asked.rounds}", f"privacy.epsilon={asked.epsilon}", f"seed={asked.seed}")
+    return read_scenario(None, nested_options([*BASE, *own, *kind, *asked.set])).config
 
 
 def rows_of(kind: str, private: bool, gain: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
@@ -66,23 +78,27 @@ def rows_of(kind: str, private: bool, gain: np.ndarray, counts: np.ndarray) -> l
     return rows
 
 
-def measure(
-    population: Path, epsilon: float, rounds: int, seed: int, kinds: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Gains over the shared adapter alone (without DP) for every kind, with and without DP."""
+    population, split = asked.population, Split[asked.split.upper()]
     counts = train_counts(Population.load(population))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        node, theta = train_arm(settings("components", 0, rounds, seed), population, out, "shared")
-        pooled = user_accuracies(node, "shared", theta, None, Split.SEEN)
+        node, shared = train_arm(settings(asked), population, out, "shared")
+        pooled = user_accuracies(node, "shared", shared, None, split)
         rows: list[dict[str, Any]] = []
-        for kind in kinds:
-            for arm in ("dual", "dual_dp"):
-                started, config = time.monotonic(), settings(kind, epsilon, rounds, seed)
+        for kind in asked.kinds:
+            for arm in asked.arms:
+                started, config = time.monotonic(), settings(asked, *KINDS[kind])
                 shutil.rmtree(out / "arms", ignore_errors=True)  # the file of features stays
-                node, theta = train_arm(config, population, out, arm)
+                theta = shared
+                if config.federation.rounds:
+                    node, theta = train_arm(config, population, out, arm)
+                else:
+                    node = NodeTrainer(config, population, out, 0, 1)
+                    node.personalize(arm, 1, theta)
                 state = node.arm(arm).store.everyone()
-                gain = user_accuracies(node, arm, theta, state, Split.SEEN) - pooled
+                gain = user_accuracies(node, arm, theta, state, split) - pooled
                 rows += rows_of(kind, arm == "dual_dp", gain, counts)
                 seconds = time.monotonic() - started
                 print(f"{kind} {arm}: gain {np.nanmean(gain):+.4f}  {seconds:.0f} s", flush=True)
@@ -99,9 +115,12 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=list(KINDS))
+    parser.add_argument("--arms", nargs="+", choices=("dual", "dual_dp"), default=["dual", "dual_dp"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=("seen", "validation"), default="seen")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every kind")
     args = parser.parse_args()
-    rows = measure(args.population, args.epsilon, args.rounds, args.seed, tuple(args.kinds))
+    rows = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "personal_kinds.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (args.out / "personal_kinds.svg").write_bytes(sweep_figure(rows))

@@ -125,7 +125,7 @@ def test_the_reward_head_stands_beside_it_and_gives_the_engines_scores(tmp_path:
             pooled = final[-1]
             if features is not None:
                 pooled = torch.cat([pooled, final[list(text.response)].mean(0)])
-            found = pooled @ head["weight"].T
+            found = head["weight"] @ pooled
             if "gate" in head:
                 like = torch.sigmoid(pooled @ head["gate"][:-1] + head["gate"][-1])
                 found = torch.stack([1 - like, like]).sqrt() @ (found + head["shift"])
