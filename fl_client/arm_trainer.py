@@ -83,12 +83,13 @@ class ArmTrainer:
 
 def chosen_fusion(
     trainer: ArmTrainer,
+    users: npt.NDArray[np.int64],
     grid: npt.NDArray[np.float64],
     utility: npt.NDArray[np.float64],
     floor: Tensor,
     server_round: int,
 ) -> npt.NDArray[np.float32]:
-    """The chosen (w_s, w_p) [U, 2]; ``floor`` [U, G, V] are margins on the public pairs.
+    """The chosen (w_s, w_p) [U, 2] of ``users``; ``floor`` [U, G, V] are margins on the public pairs.
 
     Without such pairs (V = 0) there is no floor: every candidate is allowed.
     """
@@ -111,7 +112,7 @@ def chosen_fusion(
         l1=fusion.PRIVATE_L1 if private else fusion.L1,
         noise_epsilon=privacy.fusion_epsilon if private else 0.0,
         noise=trainer.noise,
-        users=np.array(trainer.keys),
+        users=users,
         server_round=server_round,
     )
     return np.asarray(grid[chosen], dtype=np.float32)

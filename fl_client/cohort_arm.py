@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fl_client.cohort import Cohort
 from fl_core import fusion
 from fl_core.cohort import StepPlan, train_cohort
 from fl_core.config import RunConfig
-from fl_core.engine import CohortEngine, CohortState, Examples
+from fl_core.engine import CohortEngine, CohortState, Examples, Part
 from fl_core.errors import PrivacyError
 from fl_core.features import FeatureMap
 from fl_core.prefix_store import PrefixStores
@@ -26,6 +27,8 @@ from fl_core.shared import (
     from_arrays,
 )
 
+USERS_AT_A_TIME = 64
+"""Users whose parameters are in memory at once; a user's result does not depend on it."""
 FLOOR_PAIRS_PER_USER_PASS = 24
 """Public values pairs that the floor looks at where every user needs passes of its own."""
 SYNCHRONISED_EVERY = 5
@@ -53,41 +56,54 @@ class CohortArm(ArmTrainer):
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
         online = self.cohort.online(server_round)
-        rows = np.flatnonzero(online)
-        keys = [self.keys[row] for row in rows]
         total, after = torch.zeros(len(theta)), torch.from_numpy(state.before).clone()
-        if len(rows):
-            members = self._members(theta, state.before[rows])
-            examples = of_users(self.train_examples, rows)
-            plan, public = self._plan("shared"), self._values_gradient(theta)
-            trained = train_cohort(
-                self.engine, members, examples, keys, "shared", plan, self.noise, server_round, public
-            )
-            total = (trained.shared - theta).sum(0)
-            if self._round_steps():
-                plan = replace(self._plan("personal"), steps=self._round_steps())
-                own = train_cohort(
-                    self.engine, members, examples, keys, "personal", plan, self.noise, server_round
-                )
-                after[torch.from_numpy(rows)] = own.personal
-            if self._synchronises(server_round):
-                after[torch.from_numpy(rows)] = trained.shared
+        public = self._values_gradient(theta)
+        for rows in _parts(np.flatnonzero(online)):
+            change, own = self._train_users(theta, state.before[rows], rows, public, server_round)
+            total += change
+            after[torch.from_numpy(rows)] = own
         self.record_round(state, server_round, after, online, self._round_steps())
-        return self.reply(total), len(rows)
+        return self.reply(total), int(online.sum())
+
+    def _train_users(
+        self,
+        theta: Tensor,
+        personal: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+        public: Tensor | None,
+        server_round: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(the sum of the users' changes of the shared adapter [D_s], their personal numbers [U, D_p])."""
+        keys, examples = [self.keys[row] for row in rows], of_users(self.train_examples, rows)
+        members = self._members(theta, personal)
+
+        def trained(part: Part, plan: StepPlan, gradient: Tensor | None = None) -> CohortState:
+            return train_cohort(
+                self.engine, members, examples, keys, part, plan, self.noise, server_round, gradient
+            )
+
+        moved = trained("shared", self._plan("shared"), public)
+        total, own = (moved.shared - theta).sum(0), torch.from_numpy(personal)
+        if self._round_steps():
+            own = trained("personal", replace(self._plan("personal"), steps=self._round_steps())).personal
+        if self._synchronises(server_round):
+            own = moved.shared
+        return total, own
 
     def personalize(self, server_round: int, shared: Arrays) -> int:
         """Train every hosted user's personal adapter on the final shared one, then fuse."""
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
         plan = replace(self._plan("personal"), steps=self.config.train.final_steps)
-        members = self._members(theta, state.before)
-        trained = train_cohort(
-            self.engine, members, self.train_examples, self.keys, "personal", plan, self.noise, server_round
-        )
-        chosen = self._fuse(trained, server_round)
-        done = replace(
-            state, server_round=server_round, after=trained.personal.numpy(), fusion=chosen, final=True
-        )
+        after, chosen = np.empty_like(state.before), np.empty_like(state.fusion)
+        for rows in _parts(np.arange(len(self.keys))):
+            keys, examples = [self.keys[row] for row in rows], of_users(self.train_examples, rows)
+            members = self._members(theta, state.before[rows])
+            trained = train_cohort(
+                self.engine, members, examples, keys, "personal", plan, self.noise, server_round
+            )
+            after[rows], chosen[rows] = trained.personal.numpy(), self._fuse(trained, rows, server_round)
+        done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + plan.steps))
         return len(self.keys)
 
@@ -141,10 +157,12 @@ class CohortArm(ArmTrainer):
         sums, _ = self.engine.clipped_gradients(values, prior, "shared", None)
         return weight * sums[0] / len(values)
 
-    def _fuse(self, state: CohortState, server_round: int) -> npt.NDArray[np.float32]:
+    def _fuse(
+        self, state: CohortState, rows: npt.NDArray[np.int64], server_round: int
+    ) -> npt.NDArray[np.float32]:
         grid = fusion.candidates(step=0.5, most=1.0)
         grid = grid[grid[:, 0] == 1.0]
-        held, users = self.cohort.examples(Split.HOLDBACK), len(self.keys)
+        held, users = of_users(self.cohort.examples(Split.HOLDBACK), rows), len(rows)
         values = self.cohort.floor.take(np.arange(min(len(self.cohort.floor), FLOOR_PAIRS_PER_USER_PASS)))
         everyone = np.arange(users, dtype=np.int64)
         repeated = Examples(
@@ -159,7 +177,14 @@ class CohortArm(ArmTrainer):
             scores = torch.sigmoid(example_margins(self.engine, held, mixed)).numpy()
             utility[:, column] = fusion.sum_scores(scores[:, None], held.user, users)[:, 0]
             floor[:, column] = example_margins(self.engine, repeated, mixed).view(users, len(values))
-        return chosen_fusion(self, grid, utility, floor, server_round)
+        keys = np.array(self.keys)[rows]
+        return chosen_fusion(self, keys, grid, utility, floor, server_round)
+
+
+def _parts(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Users a part at a time."""
+    for start in range(0, len(rows), USERS_AT_A_TIME):
+        yield rows[start : start + USERS_AT_A_TIME]
 
 
 def example_margins(engine: CohortEngine, examples: Examples, state: CohortState) -> Tensor:

@@ -269,7 +269,7 @@ class HeadArm(ArmTrainer):
         common, own = values.offset, weights @ values.z.T
         floor = common[None, None] * torch.from_numpy(grid[:, :1, None].transpose(2, 0, 1)).float()
         floor = floor + own[:, None] * torch.from_numpy(grid[:, 1:, None].transpose(2, 0, 1)).float()
-        return chosen_fusion(self, grid, utility, floor, server_round)
+        return chosen_fusion(self, np.array(self.keys), grid, utility, floor, server_round)
 
 
 def _mixed(problem: HeadExamples, weights: Tensor, grid: Tensor) -> Tensor:
