@@ -1,12 +1,11 @@
 """Which personal kind helps at which number of records, with and without DP: one picture.
 
 One population, one shared reward head, the personal kinds side by side: ``components`` (K mixing
-weights over shared components, which alone are trained together with the head), and, fitted to the
-finished shared adapter, ``subspace`` (r numbers along the public directions in which texts vary most),
-``b_only`` and ``lora`` (a reward head of one's own and adapters in the top layer).  With DP means on
-the personal side.
+weights over shared components) and ``subspace`` (r numbers along the public directions in which texts
+vary most), which take part in the rounds, and, fitted to the finished shared adapter, ``b_only`` and
+``lora`` (a reward head of one's own and adapters in the top layer).  With DP means on the personal side.
 
-    duet prepare POPULATION --source world --users 200 --set world.prompts=64 --set world.answers=8
+    duet prepare POPULATION --source world --users 80 --set world.prompts=64 --set world.answers=8
     python -m benchmarks.personal_kinds --population POPULATION --out docs
 """
 
@@ -40,11 +39,12 @@ IN_TRUNK = (
     *OWN,
     "personal.targets=q_proj,v_proj,o_proj,down_proj",
     "personal.layers=top:1",
-    "train.final-steps=20",
+    "train.final-steps=8",
+    "train.weight-decay=0.5",  # the prior of the other kinds: 4 records, of 8 that a step expects
 )
 KINDS: Mapping[str, tuple[str, ...]] = {
     "components": (),
-    "subspace": (*OWN, "personal.kind=subspace", "personal.rank=8"),
+    "subspace": ("shared.kind=b_only", "personal.kind=subspace", "personal.rank=8"),
     "b_only": (*IN_TRUNK, "personal.kind=b_only"),
     "lora": (*IN_TRUNK, "personal.kind=lora"),
 }
