@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := fl_core fl_client fl_server strategies simulation
+PACKAGES := fl_core fl_client fl_server strategies simulation benchmarks
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -225,7 +225,7 @@ class RunConfig(BaseModel):
     fusion_margin: float = Field(default=0.2, ge=0)
     fusion_tolerance: float = Field(default=0.01, ge=0, le=1)
     values_tolerance: float = Field(default=0.03, ge=0, le=1)
-    shared: AdapterSpec = AdapterSpec(kind="components", targets="q_proj,v_proj,o_proj,down_proj")
+    shared: AdapterSpec = AdapterSpec(kind="components")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)
     train: TrainConfig = TrainConfig()

@@ -89,15 +89,15 @@ class FeatureMap:
         order = variance.argsort(descending=True)
         floor = SHRINKAGE * variance.clamp_min(0.0).mean() + 1e-12
         whiten = (directions[:, order] / (variance[order].clamp_min(0.0) + floor) ** POWER).float()
-        gated = apart is not None and bool(apart.any()) and not bool(apart.all())
-        if gated:
+        domains = apart if apart is not None and bool(apart.any()) and not bool(apart.all()) else None
+        if domains is not None:
             whiten = whiten[:, : (self.width + 1) // 2]
         coordinates = centred @ whiten
         scale = self.width / coordinates.square().sum(1).mean().clamp_min(1e-12)
         found = replace(self, centre=centre, whiten=whiten * scale.sqrt())
-        if gated and apart is not None:
+        if domains is not None:
             unit = coordinates * (scale / self.width).sqrt()
-            weights = _logistic(unit, apart, GATE_PRECISION)
+            weights = _logistic(unit, domains, GATE_PRECISION)
             a = whiten @ weights[:-1] * (scale / self.width).sqrt()
             found = replace(found, gate=torch.cat([a, weights[-1:]]))
         return replace(found, spread=found.scaled(pooled).square().mean(0))

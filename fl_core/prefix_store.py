@@ -104,7 +104,7 @@ class PrefixStore:
         if len(missing) == len(index):
             hidden, means = self._compute(index, ids, lengths, response)
             return Entered(ids, hidden, lengths, response, means)
-        here = dict(self._kept_of(index))
+        here = {text: self._kept[text] for text in index.tolist() if text in self._kept}
         for part in self.batches(missing):
             hidden, means = self._compute(part, *pad([self.texts[int(t)] for t in part], self.pad_id))
             for row, text in enumerate(part.tolist()):
@@ -114,13 +114,10 @@ class PrefixStore:
         padded = torch.nn.utils.rnn.pad_sequence([row.to(dtype) for row in rows], batch_first=True)
         return Entered(ids, padded, lengths, response, torch.stack(kept))
 
-    def _kept_of(self, index: Index) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        for text in index.tolist():
-            if text in self._kept:
-                yield text, self._kept[text]
-
     def _compute(self, index: Index, ids: Tensor, lengths: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
         hidden, means = self.trunk.prefix_means(ids, lengths, response)
+        if self.budget.dtype is not None:
+            hidden = hidden.to(self.budget.dtype).to(hidden.dtype)  # the same the first time and later
         self.computed += len(index)
         for row, text in enumerate(index.tolist()):
             if text not in self._kept:

@@ -10,10 +10,7 @@ are the grammar's pairs.
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from fl_core.errors import DataError
 from fl_core.records import Population, Text
 from simulation.choices import Catalogue, Truth, draw_records, unseen_prompts
 from simulation.grammar import values_pairs
+from simulation.jsonl import read_lines
 from simulation.people import CONTEXTS, Floats, PeopleConfig, draw_people
 
 _PEOPLE, _PROMPTS, _RECORDS = 20, 21, 22  # stream tags
@@ -134,29 +132,14 @@ def read_candidates(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     Raises ``DataError`` where the file or a line cannot be read as the format above.
     """
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"candidates file {str(path)!r} cannot be read ({error}); give a .jsonl or .jsonl.gz"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _parsed(line, f"{path}, line {number}")
-
-
-def _parsed(line: str, where: str) -> tuple[str, tuple[str, ...]]:
-    try:
-        row = json.loads(line)
-        prompt, answers = row["prompt"], list(row["responses"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{where}: expected {{"prompt": str, "responses": {{name: str}}}} ({error!r})'
-        ) from error
-    if not isinstance(prompt, str) or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f"{where}: prompt and responses must be texts")
-    return _unquoted(prompt), tuple(dict.fromkeys(filter(None, map(_unquoted, answers))))
+    for line in read_lines(path):
+        try:
+            prompt, answers = line.values["prompt"], list(line.values["responses"].values())
+        except (KeyError, AttributeError) as error:
+            raise line.error(f'expected {{"prompt": str, "responses": {{name: str}}}} ({error!r})') from error
+        if not isinstance(prompt, str) or not all(isinstance(answer, str) for answer in answers):
+            raise line.error("prompt and responses must be texts")
+        yield _unquoted(prompt), tuple(dict.fromkeys(filter(None, map(_unquoted, answers))))
 
 
 def _unquoted(text: str) -> str:

@@ -205,8 +205,13 @@ def terminate(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Entry point of the command: one line and exit code 1 for a ``DuetError``."""
+    """Entry point of the command: one line and exit code 1 for a ``DuetError``.
+
+    Other packages add commands by the entry points "duet.commands".
+    """
     signal.signal(signal.SIGTERM, terminate)
+    for command in importlib.metadata.entry_points(group="duet.commands"):
+        app.add_typer(command.load(), name=command.name)
     try:
         app()
     except DuetError as error:

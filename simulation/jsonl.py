@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,10 @@ class Line:
 def read_lines(path: Path) -> Iterator[Line]:
     """Yield the JSON objects of ``path`` (``.gz``: gzipped), skipping blank lines.
 
-    Raises ``DataError`` with file and line where the file is missing, cut off, not UTF-8, or
-    a line is not a JSON object.
+    A folder stands for the one such file in it.  Raises ``DataError`` with file and line where the
+    file is missing, cut off, not UTF-8, or a line is not a JSON object.
     """
-    number = 0
+    path, number = _file(path), 0
     try:
         with (
             gzip.open(path, "rt", encoding="utf-8")
@@ -48,10 +49,20 @@ def read_lines(path: Path) -> Iterator[Line]:
             for number, text in enumerate(file, start=1):
                 if text.strip():
                     yield Line(path, number, _object(path, number, text))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}, after line {number}: cannot be read ({error}); give a complete UTF-8 JSON lines file"
         ) from error
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = sorted(file for end in ("*.jsonl", "*.jsonl.gz") for file in path.glob(end))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise DataError(f"{path}: a folder with {names} instead of one JSON lines file; give the file")
+    return found[0]
 
 
 def _object(path: Path, number: int, text: str) -> Mapping[str, Any]:

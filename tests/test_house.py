@@ -37,7 +37,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 """Arrows beside those inside a room.  Nothing may import simulation (but benchmarks do)."""
 
 ROOMS = tuple(MAY_IMPORT)
-PACKAGES = ("fl_core", "fl_client", "fl_server", "strategies", "simulation")
+PACKAGES = ("fl_core", "fl_client", "fl_server", "strategies", "simulation", "benchmarks")
 
 
 def imported_rooms(source: str) -> Iterator[tuple[int, str]]:
@@ -190,6 +190,8 @@ def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Com
 
 
 COMMANDS = dict(commands(typer.main.get_command(app), "duet"))
+for plugged in importlib.metadata.entry_points(group="duet.commands"):
+    COMMANDS |= commands(typer.main.get_command(plugged.load()), f"duet {plugged.name}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -220,7 +222,7 @@ def test_bundle_holds_the_components_and_no_more(tmp_path: Path) -> None:
     names = zipfile.ZipFile(bundle).namelist()
     for component in PYPROJECT["tool"]["flwr"]["app"]["components"].values():
         assert component.partition(":")[0].replace(".", "/") + ".py" in names
-    bundled = set(PACKAGES) - {"simulation"}
+    bundled = set(PACKAGES) - {"simulation", "benchmarks"}
     for package in bundled:
         assert {str(path.relative_to(ROOT)) for path in sources(package)} <= set(names), package
     tops = {name.split("/")[0] for name in names}

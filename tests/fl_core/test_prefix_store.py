@@ -100,10 +100,11 @@ def test_bfloat16_halves_the_bytes_within_its_precision() -> None:
     setup = make_setup(texts=5)
     exact = PrefixStore(setup.trunk, setup.texts, 4096, MEMORY)
     half = PrefixStore(setup.trunk, setup.texts, 4096, replace(MEMORY, dtype=torch.bfloat16))
-    half.batch(np.arange(5))
+    first = half.batch(np.arange(5)).hidden
     wanted, got = exact.batch(np.arange(5)).hidden, half.batch(np.arange(5)).hidden
     assert got.dtype == wanted.dtype
     real = torch.arange(wanted.shape[1])[None, :] < exact.batch(np.arange(5)).lengths[:, None]
+    assert torch.equal(first[real], got[real])
     error = float((got - wanted)[real].norm() / wanted[real].norm())
     assert 0 < error < 2**-8
     hidden = sum(bytes_of(setup, text)[0] for text in range(5))

@@ -145,3 +145,16 @@ def test_real_answers() -> None:
     assert len({text.prompt for text in population.texts}) >= 200
     assert len(population.texts) > 2000
     assert truth.oracle_accuracy(population.records.of_split(Split.SEEN)) > 0.85
+
+
+def test_a_folder_stands_for_its_one_file(tmp_path: Path) -> None:
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    with pytest.raises(DataError, match="none instead of one"):
+        build_candidates(folder, CONFIG)
+    file = folder / "a.jsonl"
+    file.write_text(json.dumps({"prompt": "Why?", "responses": {"m": "Because.", "n": "So."}}) + "\n")
+    assert list(read_candidates(folder)) == list(read_candidates(file)) == [("Why?", ("Because.", "So."))]
+    (folder / "b.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.jsonl, b\.jsonl\.gz"):
+        list(read_candidates(folder))

@@ -1,0 +1,34 @@
+"""The command ``duet benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure this machine and this version.", no_args_is_help=True)
+
+
+@app.callback()
+def options() -> None:
+    """Measure this machine and this version."""
+
+
+@app.command()
+def speed(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("speed.json"),
+    repetitions: Annotated[int, typer.Option(min=1, help="Times that each contender runs.")] = 5,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A row by its name, such as 'embedded, T=64, b=8'; repeatable.")
+    ] = None,
+) -> None:
+    """Users a second of the cohort engine, against one PEFT + Opacus client after another."""
+    from benchmarks import speed as benchmark
+
+    known = [work.name for work in benchmark.WORKLOADS]
+    for name in only or []:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r}: known rows are {', '.join(map(repr, known))}")
+    benchmark.run(out, repetitions, only or [], typer.echo)
+    typer.echo(f"figures: {out}")
