@@ -38,13 +38,14 @@ def values_first(
 
     ``public`` pairs pull (their target is in ``offset``, their own weight is not used),
     ``floor`` pairs judge; ``precision`` is p > 0, ``tolerance`` a share in [0, 1].  Without
-    pairs of either kind the weights stay.
+    pairs of either kind the weights stay, and so do weights of zero: they are the shared model.
     """
     if not len(public.z) or not len(floor.z):
         return weights
     reach = torch.stack([*_path(weights, public, precision), *(c * weights for c in SHRINKS)])
     kept = torch.stack([_share(floor, moved) for moved in reach])
     wanted = torch.maximum(kept.max(0).values - tolerance, kept[-1])
+    wanted = torch.where((weights != 0).any(1), wanted, kept[-1])
     distance = (reach - weights).square().sum(2)
     distance[kept < wanted - 1e-9] = torch.inf
     return reach[distance.argmin(0), torch.arange(len(weights))]

@@ -551,7 +551,9 @@ def test_nobody_falls_below_the_values_floor(
 def test_pairs_of_the_floor_never_train(
     make: Make, tmp_path: Path, arm: str, changes: dict[str, Any]
 ) -> None:
-    """Other answers in the floor's pairs change no reply and no personal number; in others they do."""
+    """Other answers in the floor's pairs change no reply and no personal number of the rounds; in others
+    they do.  (In the end the floor judges: it may then move a user's weights.)
+    """
     population, results = tiny_population(), {}
     public = [number for number, pair in enumerate(population.values) if pair.public]
     for name, turned in (("as-is", []), ("floor", public[1::3]), ("values", public[::3])):
@@ -564,7 +566,7 @@ def test_pairs_of_the_floor_never_train(
         assert (len(node.cohort.floor), len(node.cohort.values)) == (2, 4)
         assert not set(node.cohort.floor.chosen) & set(node.cohort.values.chosen)
         released = _bytes(finish_arm([node], arm, 2))
-        results[name] = (released, None if arm == "shared" else _state(node, arm).after.tobytes())
+        results[name] = (released, None if arm == "shared" else _state(node, arm).before.tobytes())
     assert results["floor"] == results["as-is"]
     assert results["values"][0] != results["as-is"][0]
 
@@ -639,7 +641,8 @@ def test_every_arm_runs_to_its_end(make: Make, arm: str, changes: dict[str, Any]
         assert node.arm(arm).adapter.personal is None
         return
     state = _state(node, arm)
-    assert state.final and np.isfinite(state.after).all() and np.abs(state.after).max() > 0
+    assert state.final and np.isfinite(state.after).all()
+    assert np.abs(state.before).max() > 0 or arm.startswith("local")
     allowed = fusion.candidates() if not changes else fusion.candidates(0.5, 1.0)
     assert all(np.isclose(allowed, row, atol=1e-6).all(axis=1).any() for row in state.fusion)
 

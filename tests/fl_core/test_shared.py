@@ -82,7 +82,7 @@ def test_a_private_arm_trains_the_head_alone_unless_asked_for_more(tiny_model_fo
 def test_planned_steps_by_hand(changes: tuple[int, ...], expected: tuple[tuple[int, int], ...]) -> None:
     inner = ("text-shards", "local-steps", "personal-steps", "final-steps")
     names = ("federation.rounds", *(f"train.{name}" for name in inner))
-    config = RunConfig.from_flat(dict(zip(names, changes, strict=True)))
+    config = RunConfig.from_flat({"shared.targets": "q_proj", **dict(zip(names, changes, strict=True))})
     assert tuple(planned_steps(config, Arm.named(arm)) for arm in ("shared", "dual", "local")) == expected
 
 

@@ -49,6 +49,14 @@ def test_a_tolerance_moves_less_and_a_users_result_is_his_own() -> None:
     assert torch.allclose(alone, strict[:1], atol=1e-5)
 
 
+def test_who_has_no_weights_is_the_shared_model_and_stays_so() -> None:
+    """Even where others are moved to order more pairs than the shared adapter alone."""
+    weights = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0]])
+    moved = values_first(weights, PUBLIC, pairs(150, 1, target=0.6), 4.0, 0.0)
+    assert not moved[0].any()
+    assert not torch.equal(moved[1], weights[1])
+
+
 @pytest.mark.parametrize("empty", ["public", "floor"])
 def test_without_public_pairs_weights_stay(empty: str) -> None:
     nothing = PublicPairs(torch.zeros(0, 3), torch.zeros(0), 1.0)
