@@ -63,7 +63,7 @@ USERS_AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class Workload:
-    """``tokens`` a text, ``batch`` votes a user's step, LoRA on the top ``layers``.
+    """``tokens`` a text, ``batch`` votes a user's step, LoRA on the top ``layers`` (0: none).
 
     ``users`` of the engine and ``clients`` of each baseline a repetition; ``texts`` that all users
     share, 0 where each has ``RECORDS`` of its own.
@@ -80,6 +80,7 @@ class Workload:
 
 
 WORKLOADS = (
+    Workload("embedded, default: head alone", "embedded", 96, 8, 0, 64, 4),
     Workload("embedded, T=96, b=8", "embedded", 96, 8, 2, 64, 4),
     Workload("embedded, top layer", "embedded", 96, 8, 1, 64, 4),
     Workload("embedded, small records", "embedded", 32, 2, 2, 128, 8),
@@ -123,11 +124,12 @@ class Jobs:
         own = np.arange(count).reshape(work.users, RECORDS) if not work.texts else None
         drawn = generator.integers(0, count, (work.users, RECORDS))
         self.owned = drawn if own is None else own
+        targets = TARGETS if work.layers else ()
         spec = AdapterSpec(
-            kind="lora", rank=4, alpha=8.0, targets=",".join(TARGETS), layers=f"top:{work.layers}"
+            kind="lora", rank=4, alpha=8.0, targets=",".join(targets), layers=f"top:{max(1, work.layers)}"
         )
-        self.spec, self.trunk = spec, Trunk(self.base, [(TARGETS, spec.layers)])
-        names = self.trunk.names_of(TARGETS, spec.layers)
+        self.spec, self.trunk = spec, Trunk(self.base, [(targets, spec.layers)])
+        names = self.trunk.names_of(targets, spec.layers)
         sites = tuple(Site(name, *reversed(self.trunk.sites[name].weight.shape)) for name in names)
         weights = {name: site.weight for name, site in self.trunk.sites.items()}
         self.adapter = DualAdapter(spec, None, sites, (), self.trunk.hidden, True, seed=0, weights=weights)
@@ -181,6 +183,10 @@ class Client(nn.Module):
     def __init__(self, jobs: Jobs, model: Any) -> None:
         super().__init__()
         self.jobs = jobs
+        self.head = nn.Linear(jobs.trunk.hidden, 1)
+        self.model: Any = model
+        if not jobs.work.layers:
+            return
         depth = len(trunk_layers(jobs.base.model))
         config = LoraConfig(
             r=jobs.spec.rank,
@@ -189,13 +195,12 @@ class Client(nn.Module):
             target_modules=list(TARGETS),
             layers_to_transform=list(range(depth - jobs.work.layers, depth)),
         )
-        self.peft: Any = get_peft_model(model, config)
-        self.head = nn.Linear(jobs.trunk.hidden, 1)
+        self.model = get_peft_model(model, config)
 
     def parts(self) -> list[tuple[str, nn.Parameter]]:
         """(the engine's name of a part, the parameter that holds it), in the engine's order."""
         found: dict[str, Any] = {"head.common": self.head.weight, "head.bias": self.head.bias}
-        for path, layer in self.peft.named_modules():
+        for path, layer in self.model.named_modules():
             if isinstance(layer, LoraLayer):
                 site = path.split(".layers.")[1]
                 found[f"trunk.{site}.A"] = layer.lora_A["default"].weight
@@ -214,8 +219,8 @@ class Client(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[N] scores."""
-        body = self.peft.base_model.model.model  # the decoder: no logits are needed
-        final = body(input_ids=ids, use_cache=False).last_hidden_state
+        body = self.model.base_model.model if self.jobs.work.layers else self.model
+        final = body.model(input_ids=ids, use_cache=False).last_hidden_state  # no logits are needed
         return self.head(final[:, -1] / math.sqrt(self.jobs.trunk.hidden))[:, 0]  # type: ignore[no-any-return]
 
 
@@ -238,7 +243,8 @@ class Baseline:
         assert self.client is not None
         if self.wrapped is not None:
             self.wrapped.to_standard_module()
-        self.cached = self.client.peft.unload()
+        if self.jobs.work.layers:
+            self.cached = self.client.model.unload()
         self.client = self.wrapped = None
 
     def step(self, user: int, turn: int, sigma: float = SIGMA) -> Tensor:
@@ -335,6 +341,8 @@ def measure(work: Workload, repetitions: int) -> dict[str, Any]:
             baseline.take_off()
     found = {name: [statistics.median(row), min(row), max(row)] for name, row in times.items()}
     ours = found["engine"][0]
+    passes = work.layers and not work.texts
+    share = work_left(jobs) / (ours / 1000) / matrix_peak() if passes else None
     return {
         "workload": work.name,
         "texts": "shared by the users" if work.texts else "the users' own",
@@ -344,7 +352,7 @@ def measure(work: Workload, repetitions: int) -> dict[str, Any]:
         "times_faster_than_set_up": found["client set up each time"][0] / ours,
         "times_faster_than_step_alone": found["client's step alone"][0] / ours,
         "dp_over_non_dp": ours / found["engine without DP"][0],
-        "share_of_matrix_peak": None if work.texts else work_left(jobs) / (ours / 1000) / matrix_peak(),
+        "share_of_matrix_peak": share,
         "bytes_a_user": 4 * jobs.adapter.shared_layout.size,
         "agreement": apart,
     }
@@ -353,7 +361,7 @@ def measure(work: Workload, repetitions: int) -> dict[str, Any]:
 def work_left(jobs: Jobs) -> float:
     """Operations of a user's step: 4 for each number of the unfrozen layers and token, after Kaplan et
     al. (2020), section 2.1, without gradients of weights that stay as they are."""
-    layers = trunk_layers(jobs.base.model)[-jobs.work.layers :]
+    layers = list(trunk_layers(jobs.base.model))[jobs.trunk.first :]
     numbers = sum(p.numel() for layer in layers for p in layer.parameters() if p.dim() == 2)
     return 4.0 * numbers * jobs.work.tokens * jobs.work.batch
 

@@ -16,9 +16,9 @@ from fl_core.errors import DuetError
 SMALL = speed.Workload("small", "embedded", 8, 2, 1, 3, 1)
 
 
-@pytest.mark.parametrize("texts", [0, 5])
-def test_every_contender_is_timed_and_agrees(texts: int) -> None:
-    row = speed.measure(replace(SMALL, texts=texts), 2)
+@pytest.mark.parametrize(("layers", "texts"), [(1, 0), (1, 5), (0, 0)])
+def test_every_contender_is_timed_and_agrees(layers: int, texts: int) -> None:
+    row = speed.measure(replace(SMALL, layers=layers, texts=texts), 2)
     names = set(row["milliseconds_a_user"])
     assert {"engine", "engine without DP", "client set up each time", "the same without DP"} <= names
     assert ("engine, first round" in names) == (texts == 0)
