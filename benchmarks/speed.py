@@ -42,15 +42,16 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fl_client.cohort_arm import USERS_AT_A_TIME
 from fl_core.adapters import DualAdapter, Site
 from fl_core.atomic import write_json
 from fl_core.base_model import BaseModel, load_base, trunk_layers
-from fl_core.cohort import StepPlan, train_cohort
+from fl_core.cohort import StepPlan, cohort_noise, train_cohort
 from fl_core.config import AdapterSpec, TrainConfig
 from fl_core.engine import CohortEngine, CohortState, Examples
 from fl_core.errors import DuetError
 from fl_core.prefix_store import PrefixBudget, PrefixStore
-from fl_core.privacy import SimulationNoise
+from fl_core.privacy import Purpose, SimulationNoise
 from fl_core.records import NO_TEXT
 from fl_core.shared_text import SharedTextEngine
 from fl_core.trunk import Tokens, Trunk
@@ -58,7 +59,6 @@ from fl_core.trunk import Tokens, Trunk
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 CLIP, SIGMA, RATE, RECORDS = 0.5, 1.0, 0.05, 16
 AGREEMENT = 1e-5
-USERS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,12 @@ class Jobs:
             self.label[rows][:, places].reshape(-1).astype(np.int64),
         )
 
-    def cohort(self, engine: CohortEngine, users: Sequence[int], turn: int, private: bool) -> Tensor:
+    def cohort(
+        self, engine: CohortEngine, users: Sequence[int], turn: int, private: bool, sigma: float = SIGMA
+    ) -> Tensor:
         """[U, D] every user's adapter after its step."""
-        done, clip, sigma = [], CLIP if private else None, SIGMA if private else 0.0
-        plan = StepPlan(1, "sgd", RATE, clip, sigma, denominator=float(self.work.batch))
+        done, clip = [], CLIP if private else None
+        plan = StepPlan(1, "sgd", RATE, clip, sigma * private, denominator=float(self.work.batch))
         for start in range(0, len(users), USERS_AT_A_TIME):
             part = list(users[start : start + USERS_AT_A_TIME])
             state = CohortState(self.theta[None], torch.zeros(len(part), 0), torch.ones(len(part), 2))
@@ -167,13 +169,23 @@ class Jobs:
             done.append(train_cohort(engine, state, examples, part, "shared", plan, noise, turn).shared)
         return torch.cat(done)
 
-    def shared_sum(self, engine: SharedTextEngine, private: bool) -> Tensor:
-        """[D] the sum of all users' clipped gradients, one pass a distinct text."""
+    def together(self, users: Sequence[int]) -> SharedTextEngine:
+        """The engine that passes each distinct text once for all users, on their first turn's votes."""
+        examples, store = self.examples(users, 0), PrefixStore(self.trunk, self.texts)
+        return SharedTextEngine(self.trunk, self.adapter, self.texts, examples, store=store)
+
+    def shared_sum(
+        self, engine: SharedTextEngine, users: Sequence[int], private: bool, sigma: float = SIGMA
+    ) -> Tensor:
+        """[D] the sum of the users' clipped and noised gradients, one pass a distinct text."""
         count = len(engine.examples)
         coefficients, bias = torch.ones(count, 1), self.adapter.shared_layout.view(self.theta, "head.bias")
         total, _ = engine.clipped_sum(
             self.theta, coefficients, bias.expand(count), torch.ones(count), CLIP if private else None
         )
+        source, std = SimulationNoise(0), sigma * CLIP * private
+        for user in users:
+            total += cohort_noise((1, len(total)), [user], std, source, 0, 0, Purpose.SHARED_STEP)[0]
         return total
 
 
@@ -272,16 +284,16 @@ class Baseline:
 
 def check_agreement(jobs: Jobs, baseline: Baseline) -> float:
     """Largest distance between both contenders' parameters after one step without noise."""
-    plan = StepPlan(1, "sgd", RATE, CLIP, 0.0, denominator=float(jobs.work.batch))
     users = list(range(min(3, jobs.work.users)))
-    state = CohortState(jobs.theta[None], torch.zeros(len(users), 0), torch.ones(len(users), 2))
-    examples = jobs.examples(users, 0)
-    ours = train_cohort(jobs.engine, state, examples, users, "shared", plan, SimulationNoise(0), 0).shared
+    ours = jobs.cohort(jobs.engine, users, 0, private=True, sigma=0.0)
     baseline.set_up(private=True)
     theirs = torch.stack([baseline.step(user, 0, sigma=0.0) for user in users])
     baseline.take_off()
     moved = float((theirs - jobs.theta).abs().max())
     apart = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+    if jobs.work.texts:
+        step = RATE / jobs.work.batch * jobs.shared_sum(jobs.together(users), users, True, sigma=0.0)
+        apart = max(apart, float(((jobs.theta - theirs).sum(0) - step).abs().max()))
     if apart > AGREEMENT or moved < 10 * AGREEMENT:
         raise DuetError(f"{jobs.work.name}: engine and Opacus differ by {apart:.1e}; nothing is timed")
     return apart
@@ -319,17 +331,15 @@ def measure(work: Workload, repetitions: int) -> dict[str, Any]:
 
     together = None
     if work.texts:
-        examples = jobs.examples(everyone, 0)
-        store = PrefixStore(jobs.trunk, jobs.texts)
-        together = SharedTextEngine(jobs.trunk, jobs.adapter, jobs.texts, examples, store=store)
-        jobs.shared_sum(together, private=True)
+        together = jobs.together(everyone)
+        jobs.shared_sum(together, everyone, private=True)
     else:
         for turn in range(RECORDS // work.batch):
             jobs.cohort(jobs.engine, everyone, turn, private=False)  # all texts are kept from here on
     for turn in range(repetitions):
         if together is not None:
-            timed("engine", work.users, partial(jobs.shared_sum, together, True))
-            timed("engine without DP", work.users, partial(jobs.shared_sum, together, False))
+            timed("engine", work.users, partial(jobs.shared_sum, together, everyone, True))
+            timed("engine without DP", work.users, partial(jobs.shared_sum, together, everyone, False))
         else:
             fresh, kept = jobs.new_engine(), jobs.engine
             timed("engine, first round", work.users, partial(jobs.cohort, fresh, everyone, turn, True))

@@ -57,52 +57,47 @@ class CohortArm(ArmTrainer):
         state = self.load().at_start_of(server_round)
         online = self.cohort.online(server_round)
         total, after = torch.zeros(len(theta)), torch.from_numpy(state.before).clone()
-        public = self._values_gradient(theta)
+        public = self._values_gradient(theta) if online.any() else None
+        personal = replace(self._plan("personal"), steps=self._round_steps())
         for rows in _parts(np.flatnonzero(online)):
-            change, own = self._train_users(theta, state.before[rows], rows, public, server_round)
-            total += change
-            after[torch.from_numpy(rows)] = own
+            members = self._members(theta, state.before[rows])
+            moved = self._trained(members, rows, "shared", self._plan("shared"), server_round, public)
+            total += (moved.shared - theta).sum(0)
+            if personal.steps:
+                own = self._trained(members, rows, "personal", personal, server_round)
+                after[torch.from_numpy(rows)] = own.personal
+            if self._synchronises(server_round):
+                after[torch.from_numpy(rows)] = moved.shared
         self.record_round(state, server_round, after, online, self._round_steps())
         return self.reply(total), int(online.sum())
 
-    def _train_users(
+    def _trained(
         self,
-        theta: Tensor,
-        personal: npt.NDArray[np.float32],
+        members: CohortState,
         rows: npt.NDArray[np.int64],
-        public: Tensor | None,
+        part: Part,
+        plan: StepPlan,
         server_round: int,
-    ) -> tuple[Tensor, Tensor]:
-        """(the sum of the users' changes of the shared adapter [D_s], their personal numbers [U, D_p])."""
+        public: Tensor | None = None,
+    ) -> CohortState:
+        """The users at ``rows`` after a plan's steps on their TRAIN records."""
         keys, examples = [self.keys[row] for row in rows], of_users(self.train_examples, rows)
-        members = self._members(theta, personal)
-
-        def trained(part: Part, plan: StepPlan, gradient: Tensor | None = None) -> CohortState:
-            return train_cohort(
-                self.engine, members, examples, keys, part, plan, self.noise, server_round, gradient
-            )
-
-        moved = trained("shared", self._plan("shared"), public)
-        total, own = (moved.shared - theta).sum(0), torch.from_numpy(personal)
-        if self._round_steps():
-            own = trained("personal", replace(self._plan("personal"), steps=self._round_steps())).personal
-        if self._synchronises(server_round):
-            own = moved.shared
-        return total, own
+        return train_cohort(
+            self.engine, members, examples, keys, part, plan, self.noise, server_round, public
+        )
 
     def personalize(self, server_round: int, shared: Arrays) -> int:
         """Train every hosted user's personal adapter on the final shared one, then fuse."""
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
         plan = replace(self._plan("personal"), steps=self.config.train.final_steps)
+        held = self.cohort.examples(Split.HOLDBACK)
         after, chosen = np.empty_like(state.before), np.empty_like(state.fusion)
         for rows in _parts(np.arange(len(self.keys))):
-            keys, examples = [self.keys[row] for row in rows], of_users(self.train_examples, rows)
             members = self._members(theta, state.before[rows])
-            trained = train_cohort(
-                self.engine, members, examples, keys, "personal", plan, self.noise, server_round
-            )
-            after[rows], chosen[rows] = trained.personal.numpy(), self._fuse(trained, rows, server_round)
+            trained = self._trained(members, rows, "personal", plan, server_round)
+            after[rows] = trained.personal.numpy()
+            chosen[rows] = self._fuse(trained, rows, of_users(held, rows), server_round)
         done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + plan.steps))
         return len(self.keys)
@@ -158,11 +153,12 @@ class CohortArm(ArmTrainer):
         return weight * sums[0] / len(values)
 
     def _fuse(
-        self, state: CohortState, rows: npt.NDArray[np.int64], server_round: int
+        self, state: CohortState, rows: npt.NDArray[np.int64], held: Examples, server_round: int
     ) -> npt.NDArray[np.float32]:
+        """[U, 2] (w_s, w_p) of the users at ``rows``; ``held`` are their HOLDBACK records."""
         grid = fusion.candidates(step=0.5, most=1.0)
         grid = grid[grid[:, 0] == 1.0]
-        held, users = of_users(self.cohort.examples(Split.HOLDBACK), rows), len(rows)
+        users = len(rows)
         values = self.cohort.floor.take(np.arange(min(len(self.cohort.floor), FLOOR_PAIRS_PER_USER_PASS)))
         everyone = np.arange(users, dtype=np.int64)
         repeated = Examples(

@@ -52,7 +52,9 @@ class NodeTrainer:
         self.cohort = Cohort(config, people, load_base(config.model, config.dtype), users)
         self._arms: dict[str, HeadArm | CohortArm] = {}
         self._features: FrozenFeatures | None = None
+        trunk, _ = build_arm(config, Arm.named("dual"), self.cohort.base)
         self._prefixes = PrefixStores(self.cohort.tokens, PrefixBudget.configured(config.prefix))
+        self._store = self._prefixes.of(trunk)
 
     def train(self, arm: str, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """One round of an arm: (sum of the users' updates, number of users)."""
@@ -77,8 +79,7 @@ class NodeTrainer:
         return self._arms[name]
 
     def _head_arm(self, arm: Arm) -> HeadArm:
-        trunk, _ = build_arm(self.config, Arm.named("dual"), self.cohort.base)
-        return HeadArm(self.config, arm, self.cohort, self.out, self._frozen(), self._prefixes.of(trunk))
+        return HeadArm(self.config, arm, self.cohort, self.out, self._frozen(), self._store)
 
     def _cohort_arm(self, arm: Arm) -> CohortArm:
         features = self._frozen().features if self.config.train.objective == "reward" else None

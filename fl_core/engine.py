@@ -31,10 +31,11 @@ from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.config import TrainConfig
 from fl_core.errors import DataError
-from fl_core.prefix_store import Entered, PrefixStore, final_and_pooled
+from fl_core.features import final_and_pooled
+from fl_core.prefix_store import PrefixStore
 from fl_core.pull_back import PullBack
 from fl_core.records import NO_TEXT
-from fl_core.trunk import Tokens, Trunk
+from fl_core.trunk import Entered, Tokens, Trunk
 
 Part = Literal["shared", "personal", "both"]
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from fl_core.errors import AdapterError
-from fl_core.trunk import last_token, response_mean
+from fl_core.trunk import Entered, Trunk, last_token, response_mean
 
 Pooling = Literal["last", "last-mean", "layers"]
 POWER = 0.35
@@ -146,6 +146,16 @@ class FeatureMap:
         shares = torch.cat([-logit, logit], dim=1)
         root = (0.5 * torch.nn.functional.logsigmoid(shares)).exp()  # its gradient stays finite at 0
         return (coordinates[:, :, None] * root[:, None, :]).flatten(1)[:, : self.width]
+
+
+def final_and_pooled(trunk: Trunk, features: FeatureMap, entered: Entered) -> tuple[Tensor, Tensor]:
+    """A pass above the prefix: (final hidden states [N, T, d], pooled states [N, F0])."""
+    hidden, lengths, response = entered.hidden, entered.lengths, entered.response
+    if features.pooling != "layers":
+        final = trunk.suffix(hidden, lengths)
+        return final, features.pool(final, lengths, response)
+    final, means = trunk.suffix_means(hidden, lengths, response, entered.means)
+    return final, features.pool(final, lengths, response, means)
 
 
 def _logistic(x: Tensor, positive: Tensor, precision: float) -> Tensor:

@@ -20,25 +20,9 @@ import torch
 from torch import Tensor
 
 from fl_core.config import PrefixConfig
-from fl_core.features import FeatureMap
-from fl_core.trunk import Tokens, Trunk, pad
+from fl_core.trunk import Entered, Tokens, Trunk, pad
 
 Index = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Entered:
-    """N texts before the first adapted layer.
-
-    ``ids`` [N, T], ``hidden`` [N, T, d], ``lengths`` [N], ``response`` mask [N, T], and ``means``
-    [N, P, d] over the response of the states that no adapter changes.
-    """
-
-    ids: Tensor
-    hidden: Tensor
-    lengths: Tensor
-    response: Tensor
-    means: Tensor
 
 
 @dataclass(frozen=True)
@@ -157,16 +141,6 @@ class PrefixStores:
         if trunk.first not in self._by_layer:
             self._by_layer[trunk.first] = PrefixStore(trunk, self.texts, budget=self.budget)
         return self._by_layer[trunk.first]
-
-
-def final_and_pooled(trunk: Trunk, features: FeatureMap, entered: Entered) -> tuple[Tensor, Tensor]:
-    """A pass above the prefix: (final hidden states [N, T, d], pooled states [N, F0])."""
-    hidden, lengths, response = entered.hidden, entered.lengths, entered.response
-    if features.pooling != "layers":
-        final = trunk.suffix(hidden, lengths)
-        return final, features.pool(final, lengths, response)
-    final, means = trunk.suffix_means(hidden, lengths, response, entered.means)
-    return final, features.pool(final, lengths, response, means)
 
 
 def _nameless(budget: PrefixBudget, dtype: torch.dtype) -> Tensor:

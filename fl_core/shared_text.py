@@ -30,13 +30,11 @@ from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.engine import Examples, clip_factors
 from fl_core.errors import AdapterError
-from fl_core.features import FeatureMap
-from fl_core.prefix_store import Entered, PrefixStore, final_and_pooled
+from fl_core.features import FeatureMap, final_and_pooled
+from fl_core.prefix_store import Index, PrefixStore
 from fl_core.private_head import TextTable, personal_directions
 from fl_core.records import NO_TEXT
-from fl_core.trunk import Tokens, Trunk
-
-Index = npt.NDArray[np.int64]
+from fl_core.trunk import Entered, Tokens, Trunk
 
 ONE_BLOCK = 2**62
 """Tokens of a block where features are known and no pass bounds it."""

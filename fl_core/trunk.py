@@ -37,6 +37,21 @@ class Tokens:
     response: tuple[bool, ...]
 
 
+@dataclass(frozen=True)
+class Entered:
+    """N texts before the first adapted layer.
+
+    ``ids`` [N, T], ``hidden`` [N, T, d], ``lengths`` [N], ``response`` mask [N, T], and ``means``
+    [N, P, d] over the response of the states that no adapter changes.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    lengths: Tensor
+    response: Tensor
+    means: Tensor
+
+
 def pad(texts: Sequence[Tokens], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Right-padded ids [N, T] int64, lengths [N] int64, response mask [N, T] bool."""
     width = max(len(text.ids) for text in texts)

@@ -7,6 +7,7 @@ is the real part.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def tiny_population(form: str = "mixed", seed: int = 0) -> Population:
             for i in range(9)
         ),
     )
+
+
+def without_floor(population: Population) -> Population:
+    """The same with hidden values pairs alone: on a random model the floor may undo everybody's own part."""
+    return replace(population, values=tuple(replace(pair, public=False) for pair in population.values))
 
 
 def _words(generator: np.random.Generator, count: int) -> str:

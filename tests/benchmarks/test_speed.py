@@ -28,8 +28,7 @@ def test_every_contender_is_timed_and_agrees(layers: int, texts: int) -> None:
     assert row["times_faster_than_set_up"] == wanted / row["milliseconds_a_user"]["engine"][0]
 
 
-def test_contenders_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "CLIP", 0.5)
+def test_contenders_that_disagree_are_not_timed() -> None:
     jobs = speed.Jobs(SMALL)
     baseline = speed.Baseline(jobs)
     assert speed.check_agreement(jobs, baseline) < 1e-6
@@ -37,6 +36,15 @@ def test_contenders_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch)
     turned = speed.Baseline(speed.Jobs(SMALL))
     with pytest.raises(DuetError, match="differ"):
         speed.check_agreement(jobs, turned)
+
+
+def test_the_engine_of_shared_texts_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = speed.Jobs(replace(SMALL, texts=5))
+    assert speed.check_agreement(jobs, speed.Baseline(jobs)) < 1e-6
+    right = speed.Jobs.shared_sum
+    monkeypatch.setattr(speed.Jobs, "shared_sum", lambda *args, **named: 1.01 * right(*args, **named))
+    with pytest.raises(DuetError, match="differ"):
+        speed.check_agreement(jobs, speed.Baseline(jobs))
 
 
 def test_work_left_counts_the_layers_above_the_prefix() -> None:

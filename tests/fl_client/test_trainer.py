@@ -36,6 +36,7 @@ from tests.tiny_runs import (
     tiny_config,
     tiny_population,
     train_rounds,
+    without_floor,
 )
 
 Folders = Callable[[str], Path]
@@ -281,6 +282,23 @@ def test_both_kinds_of_arms_send_the_same_sum(make: Make, form: str, arm: str) -
     assert users == users_too
     _close(first, second, 1e-4)
     assert max(float(np.abs(value).max()) for value in first.values()) > 0.1
+
+
+@pytest.mark.parametrize("arm", ["dual", "dual_dp"])
+def test_users_a_part_at_a_time_are_those_of_all_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    """Rounds, personal phase and fusion of 12 users: five at a time, and all together."""
+    released, states = [], []
+    for size in (5, USERS):
+        monkeypatch.setattr("fl_client.cohort_arm.USERS_AT_A_TIME", size)
+        (node,) = make(out=f"parts-{size}", **COHORT)
+        released.append(finish_arm([node], arm, 2))
+        states.append(_state(node, arm))
+    _close(*released)
+    for name in ("before", "after", "fusion", "personal_steps"):
+        first, second = (getattr(state, name) for state in states)
+        np.testing.assert_allclose(first, second, atol=1e-5, err_msg=name)
 
 
 def test_records_at_the_prior_train_the_shared_adapter_alone(make: Make) -> None:
@@ -633,16 +651,16 @@ def test_who_fights_the_values_gets_the_shared_model(
 
 @pytest.mark.parametrize("arm", ["shared", "local", "dual", "shared_dp", "local_dp", "dual_dp"])
 @pytest.mark.parametrize("changes", [{}, COHORT], ids=["head", "cohort"])
-def test_every_arm_runs_to_its_end(make: Make, arm: str, changes: dict[str, Any]) -> None:
-    (node,) = make(**changes)
+def test_every_arm_runs_to_its_end(make: Make, tmp_path: Path, arm: str, changes: dict[str, Any]) -> None:
+    without_floor(tiny_population()).save(tmp_path / "free")
+    (node,) = make(folder=tmp_path / "free", **changes)
     finish_arm([node], arm, 2)
     assert isinstance(node.arm(arm), CohortArm if changes else HeadArm)
     if arm.startswith("shared"):
         assert node.arm(arm).adapter.personal is None
         return
     state = _state(node, arm)
-    assert state.final and np.isfinite(state.after).all()
-    assert np.abs(state.before).max() > 0 or arm.startswith("local")
+    assert state.final and np.isfinite(state.after).all() and np.abs(state.after).max() > 0
     allowed = fusion.candidates() if not changes else fusion.candidates(0.5, 1.0)
     assert all(np.isclose(allowed, row, atol=1e-6).all(axis=1).any() for row in state.fusion)
 
@@ -703,8 +721,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("arm", ["dual", "dual_dp"])
-def test_every_method_runs(make: Make, method: str, arm: str) -> None:
-    (node,) = make(**METHODS[method])
+def test_every_method_runs(make: Make, tmp_path: Path, method: str, arm: str) -> None:
+    without_floor(tiny_population()).save(tmp_path / "free")
+    (node,) = make(folder=tmp_path / "free", **METHODS[method])
     shared = finish_arm([node], arm, 2)
     start = initial_shared(node.config, arm)
     layers = [name for name in shared if name.endswith(".B")]
@@ -715,8 +734,7 @@ def test_every_method_runs(make: Make, method: str, arm: str) -> None:
     if method in ("fedit", "fdlora"):
         assert any(name.endswith(".A") for name in shared)
     state = _state(node, arm)
-    assert state.final and np.isfinite(state.after).all()
-    assert (state.before != node.arm(arm).prior).any()  # (the floor of two pairs may undo all in the end)
+    assert state.final and np.isfinite(state.after).all() and (state.after != node.arm(arm).prior).any()
 
 
 def test_only_the_leaking_method_can_upload(make: Make) -> None:
@@ -827,9 +845,9 @@ def test_layers_that_the_model_has_not_are_named(make: Make) -> None:
     from fl_core.errors import ModelError
 
     with pytest.raises(ModelError, match="no such linear module"):
-        make(shared__targets="c_attn")[0].arm("dual")
+        make(shared__targets="c_attn")
     with pytest.raises(ModelError, match="layers='top:9'"):
-        make(shared__layers="top:9")[0].arm("dual")
+        make(shared__layers="top:9")
 
 
 def test_a_shared_adapter_of_another_shape_is_refused(make: Make) -> None:

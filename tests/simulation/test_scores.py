@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from fl_core.records import Split
 from fl_core.shared import from_arrays
 from simulation.held_out import held_out_pairs
 from simulation.scores import CohortScorer, HeadScorer, TextScorer, arm_scorer, base_scorer
-from tests.tiny_runs import USERS, finish_arm, nodes_of, tiny_config, tiny_population
+from tests.tiny_runs import USERS, finish_arm, nodes_of, tiny_config, tiny_population, without_floor
 
 Folders = Callable[[str], Path]
 
@@ -32,10 +31,7 @@ def _node(model: Path, folder: Path, out: Path, **changes: object) -> NodeTraine
 def test_head_margins_are_those_of_each_user_s_own_model(
     tiny_model_folder: Path, tmp_path: Path, form: str, arm: str, split: Split
 ) -> None:
-    # No floor: on a random model it may refuse everybody's own part, and nothing would be compared.
-    population = tiny_population(form)
-    hidden = tuple(replace(pair, public=False) for pair in population.values)
-    replace(population, values=hidden).save(tmp_path / "population")
+    without_floor(tiny_population(form)).save(tmp_path / "population")
     node = _node(tiny_model_folder, tmp_path / "population", tmp_path)
     released = finish_arm([node], arm, 2)
     trainer = node.arm(arm)
