@@ -23,6 +23,7 @@ from fl_core.config import PrefixConfig
 from fl_core.trunk import Entered, Tokens, Trunk, pad
 
 Index = npt.NDArray[np.int64]
+ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,22 @@ class PrefixStore:
         return hidden, means
 
     def _keep(self, text: int, hidden: Tensor, means: Tensor) -> None:
-        """In memory, else in the file, else not.  The means, a few rows, are always in memory."""
-        kept = hidden.to(self.budget.dtype or hidden.dtype)
-        size, small = kept.numel() * kept.element_size(), means.numel() * means.element_size()
-        if size + small <= self._memory_left:
-            self._memory_left -= size + small
-            self._kept[text] = kept.clone(), means.clone()
-        elif small <= self._memory_left and self._file_used + size <= self.budget.disk:
-            self._memory_left -= small
-            self._kept[text] = self._filed(kept), means.clone()
+        """In memory, else in the file, else not."""
+        parts = hidden.to(self.budget.dtype or hidden.dtype), means
+        size = sum(_bytes(part) for part in parts)
+        if size <= self._memory_left:
+            self._memory_left -= size
+            self._kept[text] = parts[0].clone(), parts[1].clone()
+        elif self._file_used + size <= self.budget.disk:
+            self._kept[text] = self._filed(parts[0]), self._filed(parts[1])
 
-    def _filed(self, kept: Tensor) -> Tensor:
+    def _filed(self, part: Tensor) -> Tensor:
         if self._file is None:
-            self._file = _nameless(self.budget, kept.dtype)
-        start = self._file_used // kept.element_size()
-        place = self._file[start : start + kept.numel()].view_as(kept)
-        place.copy_(kept)
-        self._file_used += kept.numel() * kept.element_size()
+            self._file = _nameless(self.budget)
+        end = self._file_used + part.numel() * part.element_size()
+        place = self._file[self._file_used : end].view(part.dtype).view_as(part)
+        place.copy_(part)
+        self._file_used += _bytes(part)
         return place
 
 
@@ -143,13 +143,18 @@ class PrefixStores:
         return self._by_layer[trunk.first]
 
 
-def _nameless(budget: PrefixBudget, dtype: torch.dtype) -> Tensor:
-    """A flat tensor mapped onto a sparse file that has no name any more."""
+def _bytes(part: Tensor) -> int:
+    """The bytes of a tensor, rounded up so that what follows it in the file is aligned."""
+    return -(-part.numel() * part.element_size() // ALIGNMENT) * ALIGNMENT
+
+
+def _nameless(budget: PrefixBudget) -> Tensor:
+    """A flat tensor of bytes mapped onto a sparse file that has no name any more."""
     if budget.folder is not None:
         budget.folder.mkdir(parents=True, exist_ok=True)
     handle, path = tempfile.mkstemp(prefix="prefix-", dir=budget.folder)
     os.close(handle)
     try:
-        return torch.from_file(path, shared=True, size=budget.disk // dtype.itemsize, dtype=dtype)
+        return torch.from_file(path, shared=True, size=budget.disk, dtype=torch.uint8)
     finally:
         os.unlink(path)
