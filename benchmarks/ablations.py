@@ -86,7 +86,7 @@ def _accuracy(node: NodeTrainer, theta: Arrays, state: PersonalState, split: Spl
 def _floor(node: NodeTrainer, theta: Arrays, state: PersonalState) -> float:
     scorer = arm_scorer(node, node.arm("dual"), theta, state)
     assert isinstance(scorer, HeadScorer)
-    margins = replace(scorer, hidden=node.cohort.floor).values(len(node.cohort.users))
+    margins = replace(scorer, hidden=node.cohort.texts.floor).values(len(node.cohort.users))
     return round(float((margins > 0).mean(axis=1).min()), 4)
 
 

@@ -15,6 +15,7 @@ from fl_client.store import PersonalState
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.records import Split
+from fl_core.release import released_shared
 from fl_core.shared import Arm, Arrays, initial_shared
 from simulation.held_out import held_out_pairs
 from simulation.metrics import right, user_means
@@ -41,6 +42,7 @@ def train_arm(
     if Arm.named(arm).kind != "local":
         for server_round, theta in rounds_of(node, config, arm):  # noqa: B007 - the last one is kept
             watch(server_round)
+        theta = released_shared(config, arm, theta, population, out)
     if Arm.named(arm).kind != "shared":
         node.personalize(arm, config.federation.rounds + 1, theta)
     return node, theta

@@ -49,7 +49,7 @@ class CohortArm(ArmTrainer):
     ) -> None:
         super().__init__(config, arm, cohort, out, features)
         store = prefixes.of(self.trunk)
-        self.engine = CohortEngine(self.trunk, self.adapter, cohort.tokens, config.train, store=store)
+        self.engine = CohortEngine(self.trunk, self.adapter, cohort.texts.tokens, config.train, store=store)
 
     def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
         """Local steps on a copy of the shared adapter, then on the personal one."""
@@ -145,7 +145,7 @@ class CohortArm(ArmTrainer):
     def _values_gradient(self, theta: Tensor) -> Tensor | None:
         """[D_s] mean gradient of the public pairs at the prior, times their weight."""
         weight = self.config.train.values_weight
-        values = self.cohort.public_pairs(self.config.train.values_pairs)
+        values = self.cohort.texts.public_pairs(self.config.train.values_pairs)
         if weight == 0 or len(values) == 0 or self.config.train.objective == "sft":
             return None
         prior = CohortState(theta[None], torch.from_numpy(self.prior)[None], torch.tensor([[1.0, 0.0]]))
@@ -159,7 +159,9 @@ class CohortArm(ArmTrainer):
         grid = fusion.candidates(step=0.5, most=1.0)
         grid = grid[grid[:, 0] == 1.0]
         users = len(rows)
-        values = self.cohort.floor.take(np.arange(min(len(self.cohort.floor), FLOOR_PAIRS_PER_USER_PASS)))
+        values = self.cohort.texts.floor.take(
+            np.arange(min(len(self.cohort.texts.floor), FLOOR_PAIRS_PER_USER_PASS))
+        )
         everyone = np.arange(users, dtype=np.int64)
         repeated = Examples(
             np.repeat(everyone, len(values)),

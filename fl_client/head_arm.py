@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fl_client.arm_trainer import ArmTrainer, chosen_fusion
-from fl_client.cohort import Cohort, schedule, texts_of
+from fl_client.cohort import Cohort, schedule
 from fl_core import fusion
 from fl_core.cohort import cohort_noise, sample_records
 from fl_core.config import RunConfig
@@ -31,7 +31,9 @@ from fl_core.private_head import (
     head_examples,
     head_gradient_sums,
     newton_step,
+    personal_directions,
 )
+from fl_core.public_texts import texts_of
 from fl_core.records import Split
 from fl_core.shared import (
     Arm,
@@ -40,7 +42,7 @@ from fl_core.shared import (
     text_shards,
 )
 from fl_core.shared_text import SharedTextEngine
-from fl_core.values_first import values_first
+from fl_core.values_first import public_metric, rated_covariance, values_first
 
 NEWTON_STEPS = 8
 VALUES_PAIRS_PER_USER = 8
@@ -60,19 +62,21 @@ class HeadArm(ArmTrainer):
         store: PrefixStore,
     ) -> None:
         super().__init__(config, arm, cohort, out, frozen.features, store.trunk)
-        frozen = frozen.narrowed(self.adapter.hidden)
-        most = config.train.values_pairs if self.adapter.sites_shared else len(cohort.values)
-        self.public_pairs = cohort.public_pairs(most)
+        self.frozen = frozen.narrowed(self.adapter.hidden)
+        most = config.train.values_pairs if self.adapter.sites_shared else len(cohort.texts.values)
+        self.public_pairs = cohort.texts.public_pairs(most)
         own = self.train_examples
         values = self._users_values()
         together = Examples(
             *(np.concatenate(pair) for pair in zip(_columns(own), _columns(values), strict=True))
         )
         self.engine = SharedTextEngine(
-            self.trunk, self.adapter, cohort.tokens, together, store=store, frozen=frozen.phi
+            self.trunk, self.adapter, cohort.texts.tokens, together, store=store, frozen=self.frozen.phi
         )
         self.round_texts = texts_of(together, self.public_pairs)
-        self.all_texts = texts_of(together, self.public_pairs, cohort.examples(Split.HOLDBACK), cohort.floor)
+        self.all_texts = texts_of(
+            together, self.public_pairs, cohort.examples(Split.HOLDBACK), cohort.texts.floor
+        )
         self.private = np.arange(len(together)) < len(own)
         # Every other public pair of a user trains the shared adapter alone (w = 0): it must order
         # the values by itself, as it is what a user falls back to.
@@ -249,10 +253,13 @@ class HeadArm(ArmTrainer):
 
     def _values_first(self, theta: Tensor, table: TextTable, weights: Tensor, public: PublicPairs) -> Tensor:
         """The private weights, moved to where they keep the values floor."""
-        judges = head_examples(self.adapter, theta, table, self.cohort.floor)
+        judges = head_examples(self.adapter, theta, table, self.cohort.texts.floor)
         floor = PublicPairs(judges.z, judges.offset, 0.0)
-        precision, tolerance = self.config.train.prior_precision, self.config.values_tolerance
-        return values_first(weights, public, floor, precision, tolerance)
+        directions = personal_directions(self.adapter, theta)
+        seen = rated_covariance(self.frozen.phi, self.cohort.texts.rated, directions)
+        metric = public_metric(torch.nn.functional.pad(seen, (0, 1, 0, 1)))  # texts say nothing of the bias
+        precision, drop = self.config.train.prior_precision, self.config.values_drop
+        return values_first(weights, public, floor, metric, precision, drop)
 
     def _fuse(
         self, theta: Tensor, table: TextTable, weights: Tensor, server_round: int
@@ -265,7 +272,7 @@ class HeadArm(ArmTrainer):
         problem = head_examples(self.adapter, theta, table, held)
         margins = _mixed(problem, weights, torch.from_numpy(grid).float())
         utility = fusion.sum_scores(torch.sigmoid(margins).numpy(), held.user, len(self.keys))
-        values = head_examples(self.adapter, theta, table, self.cohort.floor)
+        values = head_examples(self.adapter, theta, table, self.cohort.texts.floor)
         common, own = values.offset, weights @ values.z.T
         floor = common[None, None] * torch.from_numpy(grid[:, :1, None].transpose(2, 0, 1)).float()
         floor = floor + own[:, None] * torch.from_numpy(grid[:, 1:, None].transpose(2, 0, 1)).float()

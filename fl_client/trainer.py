@@ -17,24 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_client.cohort import Cohort, texts_of
+from fl_client.cohort import Cohort
 from fl_client.cohort_arm import CohortArm
 from fl_client.head_arm import HeadArm
 from fl_core.base_model import load_base
 from fl_core.config import RunConfig
 from fl_core.errors import PrivacyError
-from fl_core.frozen_features import FrozenFeatures, frozen_features
-from fl_core.prefix_store import PrefixBudget, PrefixStore, PrefixStores
+from fl_core.frozen_features import FEATURES_FILE, FrozenFeatures
+from fl_core.prefix_store import PrefixBudget, PrefixStores
 from fl_core.records import Population
 from fl_core.shared import (
     Arm,
     Arrays,
     build_arm,
 )
-from fl_core.trunk import Trunk
-
-FEWEST_FITTED = 1000
-"""Texts of public values pairs that scale the features at least, where there are so many."""
 
 
 class NodeTrainer:
@@ -53,7 +49,7 @@ class NodeTrainer:
         self._arms: dict[str, HeadArm | CohortArm] = {}
         self._features: FrozenFeatures | None = None
         trunk, _ = build_arm(config, Arm.named("dual"), self.cohort.base)
-        self._prefixes = PrefixStores(self.cohort.tokens, PrefixBudget.configured(config.prefix))
+        self._prefixes = PrefixStores(self.cohort.texts.tokens, PrefixBudget.configured(config.prefix))
         self._store = self._prefixes.of(trunk)
 
     def train(self, arm: str, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
@@ -86,16 +82,7 @@ class NodeTrainer:
         return CohortArm(self.config, arm, self.cohort, self.out, features, self._prefixes)
 
     def _frozen(self) -> FrozenFeatures:
-        """All texts' features under the base, fitted to public texts; see ``fl_core.frozen_features``.
-
-        The fit takes the population's texts and about twice as many of the public values pairs.
-        """
+        """All texts' features under the base, one file for all processes of the run."""
         if self._features is None:
-            own = texts_of(self.cohort.everybodys_train_examples())
-            values = texts_of(self.cohort.values)
-            count = min(len(values), max(2 * len(own), FEWEST_FITTED))
-            kept = values[np.linspace(0, len(values) - 1, count).round().astype(int)]
-            store = PrefixStore(Trunk(self.cohort.base, []), self.cohort.tokens, budget=PrefixBudget(0))
-            path = self.out / "features.safetensors"
-            self._features = frozen_features(path, store, self.config.train.pooling, own, kept)
+            self._features = self.cohort.texts.features(self.out / FEATURES_FILE)
         return self._features

@@ -93,12 +93,12 @@ class PrivacyConfig(BaseModel):
     epsilon: float = Field(default=8.0, ge=0, le=1000)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     sampling_rate: float = Field(default=0.2, gt=0, le=1)
-    clip: float = Field(default=0.5, gt=0)
+    clip: float = Field(default=0.25, gt=0)
     personal_share: float = Field(default=0.25, gt=0, lt=1)
     fusion_epsilon: float = Field(default=1.0, ge=0)
     scope: Literal["both", "personal"] = "both"
     server_factor: float = Field(default=0.15, gt=0)
-    head_width: int = Field(default=1024, ge=1)
+    head_width: int = Field(default=512, ge=1)
     trunk: bool = False
 
 
@@ -206,9 +206,10 @@ class RunConfig(BaseModel):
     ``out``: folder for released adapters and personal stores; empty: under ``DUET_HOME``.
     ``arms``: comma-separated trained arms.  ``fusion_margin``: how much the loss on the public
     universal values may exceed that of the shared adapter alone, in nats; ``fusion_tolerance``:
-    how much lower the share of these pairs that is ordered rightly may be.  ``values_tolerance``:
-    how far below the best within a user's reach that share may be before his personal adapter is
-    moved (``fl_core.values_first``); it may never be below the shared adapter's own.
+    how much lower the share of these pairs that is ordered rightly may be.  ``values_drop``: how
+    far below the shared adapter's own that share may fall, beyond doubt, before a user's personal
+    adapter is moved; ``release_tolerance``: how far below the best within its reach the share of a
+    noised shared adapter may be when it is released (both: ``fl_core.values_first``).
     """
 
     model_config = FROZEN
@@ -224,7 +225,8 @@ class RunConfig(BaseModel):
     arms: str = "dual"
     fusion_margin: float = Field(default=0.2, ge=0)
     fusion_tolerance: float = Field(default=0.01, ge=0, le=1)
-    values_tolerance: float = Field(default=0.03, ge=0, le=1)
+    values_drop: float = Field(default=0.01, ge=0, le=1)
+    release_tolerance: float = Field(default=0.02, ge=0, le=1)
     shared: AdapterSpec = AdapterSpec(kind="components")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)

@@ -25,6 +25,8 @@ from fl_core.features import GATE_PRECISION, POWER, SHRINKAGE, FeatureMap, Pooli
 from fl_core.prefix_store import Index, PrefixStore
 from fl_core.shared_text import pooled_features
 
+FEATURES_FILE = "features.safetensors"
+"""Its name in a run's folder."""
 FORMAT = 2
 """Raised when the file holds something else: older files are then replaced."""
 LOCK_SECONDS = 3600.0

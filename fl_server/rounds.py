@@ -5,8 +5,8 @@ itself: each round ends with a checkpoint, too few valid replies repeat the roun
 sample, and the same configuration on the same folder goes on where it stopped.
 
 Under ``out``: ``progress.json``, and for each arm ``arms/<arm>/`` with
-``checkpoint.safetensors``, ``shared.safetensors`` (the released adapter), ``rounds.json``
-(statistics of every attempt) and ``personalized.json`` (after the personal phase).
+``checkpoint.safetensors``, ``shared.safetensors`` (what is released, ``fl_core.release``),
+``rounds.json`` (statistics of every attempt) and ``personalized.json`` (after the personal phase).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.numpy import save
 from fl_core.atomic import write_bytes, write_json
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError, DuetError, RunError
+from fl_core.populations import prepared_population
 from fl_core.wire import (
     COUNT_LIMIT,
     Arrays,
@@ -46,16 +47,21 @@ PERSONAL_DEADLINES = 10.0
 """The personal phase may last so many times the deadline of a round: it holds up nobody."""
 
 Initial = Callable[[RunConfig, str], Arrays]
+Release = Callable[[RunConfig, str, Arrays, Path], Arrays]
 
 
 @dataclass
 class Run:
-    """One run: its settings, its grid, its folder.  ``initial`` gives an arm's first adapter."""
+    """One run: its settings, its grid, its folder.
+
+    ``initial`` gives an arm's first adapter, ``release`` what is released for its last.
+    """
 
     config: RunConfig
     grid: Grid
     out: Path
     initial: Initial
+    release: Release
     timer: Timer
     settle_seconds: float = SETTLE_SECONDS
 
@@ -102,7 +108,7 @@ class Run:
             record = self._round(strategy, server_round, record)
             self._save(arm, strategy, server_round, from_record(record))
             self._report(strategy, server_round)
-        arrays = from_record(record)
+        arrays = self.release(self.config, arm, from_record(record), self.out)
         labels = {"duet": json.dumps(self._labels(arm))}  # one key: safetensors shuffles several
         write_bytes(self._folder(arm) / "shared.safetensors", save(dict(arrays), labels))
         return arrays
@@ -265,9 +271,11 @@ def run_arms(
     initial: Initial | None = None,
     timer: Timer | None = None,
     settle_seconds: float = SETTLE_SECONDS,
+    release: Release | None = None,
 ) -> None:
     """Run ``config`` over ``grid`` and leave its results under ``out``; see the module."""
-    Run(config, grid, out, initial or initial_shared, timer or Timer(), settle_seconds).execute()
+    first, last = initial or initial_shared, release or released_shared
+    Run(config, grid, out, first, last, timer or Timer(), settle_seconds).execute()
 
 
 def initial_shared(config: RunConfig, arm: str) -> Arrays:
@@ -276,3 +284,13 @@ def initial_shared(config: RunConfig, arm: str) -> Arrays:
 
     arrays: Arrays = shared.initial_shared(config, arm)
     return arrays
+
+
+def released_shared(config: RunConfig, arm: str, arrays: Arrays, out: Path) -> Arrays:
+    """The adapter to release for the last round's; see ``fl_core.release``."""
+    if not config.noised_uploads(arm):
+        return arrays
+    from fl_core import release  # here, because it imports torch
+
+    moved: Arrays = release.released_shared(config, arm, arrays, prepared_population(config), out)
+    return moved

@@ -58,7 +58,7 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
         for split, pairs in splits.items()
         if len(pairs)
     }
-    users, hidden = len(population.users), len(node.cohort.hidden_values)
+    users, hidden = len(population.users), len(node.cohort.texts.hidden_values)
     values = {name: scorer.values(users) for name, scorer in scorers.items()} if hidden else {}
     privacy = {
         name: _privacy(config, name, states[name]) for name in config.arm_names if name.endswith("_dp")

@@ -128,7 +128,7 @@ def arm_scorer(
     weights, fusion = torch.zeros(users, width), torch.tensor([[1.0, 0.0]]).expand(users, 2)
     if state is not None:
         weights, fusion = torch.from_numpy(state.after), torch.from_numpy(state.fusion)
-    hidden = node.cohort.hidden_values
+    hidden = node.cohort.texts.hidden_values
     if isinstance(trainer, HeadArm):
         return HeadScorer(trainer, theta, trainer.engine.features(theta), weights, fusion, hidden)
     return CohortScorer(trainer, CohortState(theta[None], weights, fusion.clone()), hidden)
@@ -141,16 +141,16 @@ def base_scorer(node: NodeTrainer) -> TextScorer:
     trunk = Trunk(cohort.base, [])
     pad_id = int(cohort.base.tokenizer.pad_token_id or 0)
     own = np.arange(len(cohort.population.texts))
-    used = np.concatenate([own, cohort.hidden_values.chosen, cohort.hidden_values.rejected])
-    order = used[np.argsort([len(cohort.tokens[int(text)].ids) for text in used], kind="stable")]
-    scores = np.full(len(cohort.tokens), np.nan)  # public pairs are not measured
+    used = np.concatenate([own, cohort.texts.hidden_values.chosen, cohort.texts.hidden_values.rejected])
+    order = used[np.argsort([len(cohort.texts.tokens[int(text)].ids) for text in used], kind="stable")]
+    scores = np.full(len(cohort.texts.tokens), np.nan)  # public pairs are not measured
     for start in range(0, len(order), ROWS):
         index = order[start : start + ROWS]
-        ids, lengths, response = pad([cohort.tokens[int(text)] for text in index], pad_id)
+        ids, lengths, response = pad([cohort.texts.tokens[int(text)] for text in index], pad_id)
         final = trunk.suffix(trunk.prefix(ids, lengths), lengths)
         logprob = trunk.response_logprobs(final, ids, response)
         scores[index] = _numpy(logprob / response[:, 1:].sum(1).clamp_min(1))
-    return TextScorer(scores, cohort.hidden_values)
+    return TextScorer(scores, cohort.texts.hidden_values)
 
 
 def _numpy(tensor: Tensor) -> Margins:

@@ -268,7 +268,7 @@ def test_both_kinds_of_arms_send_the_same_sum(make: Make, form: str, arm: str) -
     changes |= {"train__values_weight": 0.0, "train__prior_share": 0.0} | SAMPLED
     (node,) = make(form, **changes)
     fast = node.arm(arm)
-    prefixes = PrefixStores(node.cohort.tokens, PrefixBudget())
+    prefixes = PrefixStores(node.cohort.texts.tokens, PrefixBudget())
     parts = (node.cohort, node.out / "slow", fast.adapter.features, prefixes)
     slow = CohortArm(node.config, Arm.named(arm), *parts)
     assert isinstance(fast, HeadArm)
@@ -500,7 +500,7 @@ def _floor_margins(
     node: NodeTrainer, arm: str, shared: Arrays, weights: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     """[U, V] each user's model's margins on the public values pairs that set the floor."""
-    trainer, pairs = node.arm(arm), node.cohort.floor
+    trainer, pairs = node.arm(arm), node.cohort.texts.floor
     theta, state = from_arrays(trainer.adapter.shared_layout, shared), _state(node, arm)
     own = torch.from_numpy(state.after)
     if isinstance(trainer, HeadArm):
@@ -581,8 +581,8 @@ def test_pairs_of_the_floor_never_train(
         )
         replace(population, values=values).save(tmp_path / f"p-{name}")
         (node,) = make(out=name, folder=tmp_path / f"p-{name}", **changes)
-        assert (len(node.cohort.floor), len(node.cohort.values)) == (2, 4)
-        assert not set(node.cohort.floor.chosen) & set(node.cohort.values.chosen)
+        assert (len(node.cohort.texts.floor), len(node.cohort.texts.values)) == (2, 4)
+        assert not set(node.cohort.texts.floor.chosen) & set(node.cohort.texts.values.chosen)
         released = _bytes(finish_arm([node], arm, 2))
         results[name] = (released, None if arm == "shared" else _state(node, arm).before.tobytes())
     assert results["floor"] == results["as-is"]
@@ -596,7 +596,7 @@ def test_without_values_pairs_nothing_is_refused(
 ) -> None:
     replace(tiny_population(), values=()).save(tmp_path / "valueless")
     (node,) = make(folder=tmp_path / "valueless", **changes)
-    assert len(node.cohort.floor) == 0
+    assert len(node.cohort.texts.floor) == 0
     finish_arm([node], arm, 2)
     chosen = _state(node, arm).fusion
     # Who has no held-back record to say otherwise keeps what was trained.

@@ -43,9 +43,9 @@ def test_head_margins_are_those_of_each_user_s_own_model(
     margins, values = scorer.pairs(pairs), scorer.values(USERS)
     assert len(pairs) > 5
 
-    engine = CohortEngine(trainer.trunk, trainer.adapter, node.cohort.tokens, node.config.train)
+    engine = CohortEngine(trainer.trunk, trainer.adapter, node.cohort.texts.tokens, node.config.train)
     theta = from_arrays(trainer.adapter.shared_layout, released)[None]
-    hidden = node.cohort.hidden_values
+    hidden = node.cohort.texts.hidden_values
     for user in range(USERS):
         own = torch.zeros(1, trainer.adapter.personal_layout.size)
         fusion = torch.tensor([[1.0, 0.0]])
@@ -76,7 +76,7 @@ def test_cohort_margins_are_those_of_each_user_s_own_model(
     assert isinstance(scorer, CohortScorer)
     pairs = held_out_pairs(node.cohort.population, Split.SEEN)
     margins, values = scorer.pairs(pairs), scorer.values(USERS)
-    assert values.shape == (USERS, len(node.cohort.hidden_values))
+    assert values.shape == (USERS, len(node.cohort.texts.hidden_values))
     theta = from_arrays(trainer.adapter.shared_layout, released)[None]
     for place in range(0, len(pairs), 3):
         user = int(pairs.user[place])
@@ -93,9 +93,9 @@ def test_the_base_scores_a_text_by_its_mean_log_probability(
 ) -> None:
     node = _node(tiny_model_folder, tiny_population_folder("pairs"), tmp_path)
     scorer = base_scorer(node)
-    assert isinstance(scorer, TextScorer) and len(scorer.scores) == len(node.cohort.tokens)
-    for text in (0, 7, len(node.cohort.tokens) - 1):
-        tokens = node.cohort.tokens[text]
+    assert isinstance(scorer, TextScorer) and len(scorer.scores) == len(node.cohort.texts.tokens)
+    for text in (0, 7, len(node.cohort.texts.tokens) - 1):
+        tokens = node.cohort.texts.tokens[text]
         ids = torch.tensor([tokens.ids])
         with torch.no_grad():
             logits = node.cohort.base.model(input_ids=ids).logits[0].log_softmax(-1)
@@ -104,4 +104,4 @@ def test_the_base_scores_a_text_by_its_mean_log_probability(
     pairs = held_out_pairs(node.cohort.population, Split.SEEN)
     expected = scorer.scores[pairs.chosen] - scorer.scores[pairs.rejected]
     np.testing.assert_array_equal(scorer.pairs(pairs), expected)
-    assert scorer.values(USERS).shape == (1, len(node.cohort.hidden_values))
+    assert scorer.values(USERS).shape == (1, len(node.cohort.texts.hidden_values))
