@@ -74,7 +74,7 @@ def values_first(
     ``floor`` pairs judge; ``metric`` is M [K, K], ``precision`` p > 0, ``drop`` a share in [0, 1].
     Without pairs of either kind the weights stay.
     """
-    if not len(public.z) or not len(floor.z):
+    if not len(public.z) or not len(floor.z) or not len(weights):
         return weights
     reach = torch.stack([*_path(weights, public, precision * metric), *(c * weights for c in SHRINKS)])
     alone = _right(floor, torch.zeros(1, weights.shape[1]))
