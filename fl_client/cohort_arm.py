@@ -195,8 +195,7 @@ def example_margins(engine: CohortEngine, examples: Examples, state: CohortState
 
 
 def of_users(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
-    """The examples of some users of the node, renumbered by their place in ``rows``."""
-    place = np.full(int(max(examples.user.max(initial=0), rows.max(initial=0))) + 1, -1)
-    place[rows] = np.arange(len(rows))
-    kept = examples.take(np.flatnonzero(place[examples.user] >= 0))
-    return replace(kept, user=place[kept.user])
+    """The examples, sorted by user, of the node's users at ``rows``, renumbered by their place there."""
+    first, end = (np.searchsorted(examples.user, rows, side=side) for side in ("left", "right"))
+    index = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)] or [rows])
+    return replace(examples.take(index), user=np.repeat(np.arange(len(rows)), end - first))

@@ -6,6 +6,7 @@ the shared numbers, then the shared numbers' gradient given the weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ from fl_core.shared_text import SharedTextEngine
 from fl_core.values_first import public_metric, rated_covariance, values_first
 
 NEWTON_STEPS = 8
+USERS_AT_A_TIME = 512
+"""Users whose private weights are fitted at once; a user's result does not depend on it."""
 VALUES_PAIRS_PER_USER = 8
 """Public values pairs that one user trains the shared adapter on, where there are many users."""
 
@@ -109,7 +112,7 @@ class HeadArm(ArmTrainer):
         if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
             steps = self.config.train.personal_steps
             weights = self._personal_round(theta, weights, online, server_round)
-        taken = self._sampled(server_round, online, Purpose.SHARED_SAMPLE, 0)
+        taken = self._sampled(slice(0, len(self.keys)), online, server_round, Purpose.SHARED_SAMPLE, 0)
         coefficients, bias = self._coefficients(theta, weights, server_round)
         weight = self._weights(taken, online, server_round)
         total, _ = self.engine.clipped_sum(
@@ -125,28 +128,29 @@ class HeadArm(ArmTrainer):
         state = self.load().at_start_of(server_round)
         table = self.engine.features(theta, self.all_texts)
         problem, public = self._problem(theta, table), self._public(theta, table)
-        everyone = np.ones(len(self.keys), dtype=bool)
-        weights = torch.from_numpy(state.before)
-        if self.arm.private:
-            steps = self.config.train.final_steps
-            weights = self._private_steps(problem, public, weights, everyone, server_round, steps)
-        else:
-            steps = NEWTON_STEPS
-            weights = self._newton(problem, public, weights, everyone, steps)
-        weights = self._values_first(theta, table, weights, public)
-        chosen = self._fuse(theta, table, weights, server_round)
-        done = replace(state, server_round=server_round, after=weights.numpy(), fusion=chosen, final=True)
+        judges = head_examples(self.adapter, theta, table, self.cohort.texts.floor)
+        held = self.cohort.examples(Split.HOLDBACK)
+        steps = self.config.train.final_steps if self.arm.private else NEWTON_STEPS
+        metric = self._public_metric(theta)
+        after, chosen = np.empty_like(state.before), np.empty_like(state.fusion)
+        for rows in _parts(len(self.keys)):
+            own, everyone = torch.from_numpy(state.before[rows]), np.ones(rows.stop - rows.start, dtype=bool)
+            own = self._own_steps(rows, problem, public, own, everyone, server_round, steps)
+            own = values_first(
+                own,
+                public,
+                PublicPairs(judges.z, judges.offset, 0.0),
+                metric,
+                self.config.train.prior_precision,
+                self.config.values_drop,
+            )
+            held_back = head_examples(self.adapter, theta, table, held.of_users(rows))
+            after[rows], chosen[rows] = own.numpy(), self._fuse(rows, judges, held_back, own, server_round)
+        done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + steps))
         return len(self.keys)
 
     # One round ---------------------------------------------------------------------------
-
-    def _sampled(
-        self, server_round: int, users: npt.NDArray[np.bool_], purpose: Purpose, step: int
-    ) -> npt.NDArray[np.bool_]:
-        rate = self.shared_rate if purpose == Purpose.SHARED_SAMPLE else self.rate
-        taken = sample_records(self.train_examples, self.keys, rate, self.noise, server_round, step, purpose)
-        return taken & users[self.train_examples.user]
 
     def _coefficients(self, theta: Tensor, weights: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
         """c_u [E, R+1] and bias [E] of each example: its user's, or the prior's.
@@ -194,9 +198,20 @@ class HeadArm(ArmTrainer):
         steps = self.config.train.personal_steps
         table = self.engine.features(theta, self.round_texts)
         problem, public = self._problem(theta, table), self._public(theta, table)
-        if self.arm.private:
-            return self._private_steps(problem, public, weights, online, server_round, steps)
-        return self._newton(problem, public, weights, online, steps)
+        moved = torch.empty_like(weights)
+        for rows in _parts(len(self.keys)):
+            part, users = weights[rows], online[rows]
+            moved[rows] = self._own_steps(rows, problem, public, part, users, server_round, steps)
+        return moved
+
+    def _sampled(
+        self, rows: slice, users: npt.NDArray[np.bool_], server_round: int, purpose: Purpose, step: int
+    ) -> npt.NDArray[np.bool_]:
+        """[E] which TRAIN records of the users at ``rows`` a step takes; none where ``users`` says so."""
+        rate = self.shared_rate if purpose == Purpose.SHARED_SAMPLE else self.rate
+        examples = self.train_examples.of_users(rows)
+        taken = sample_records(examples, self.keys[rows], rate, self.noise, server_round, step, purpose)
+        return taken & users[examples.user]
 
     def _problem(self, theta: Tensor, table: TextTable) -> HeadExamples:
         return head_examples(self.adapter, theta, table, self.train_examples)
@@ -206,10 +221,11 @@ class HeadArm(ArmTrainer):
         values, train = head_examples(self.adapter, theta, table, self.public_pairs), self.config.train
         return PublicPairs(values.z, values.offset - train.values_margin, train.personal_values)
 
-    # The private weights -----------------------------------------------------------------
+    # The private weights of some users ---------------------------------------------------
 
-    def _private_steps(
+    def _own_steps(
         self,
+        rows: slice,
         problem: HeadExamples,
         public: PublicPairs,
         weights: Tensor,
@@ -217,66 +233,70 @@ class HeadArm(ArmTrainer):
         server_round: int,
         steps: int,
     ) -> Tensor:
+        """``steps`` on the ``weights`` of the users at ``rows``, where ``users`` says that they take part."""
+        own = problem.of_users(rows)
+        if self.arm.private:
+            return self._private_steps(rows, own, public, weights, users, server_round, steps)
+        here, sampled = torch.from_numpy(users)[:, None], torch.ones(len(own.user))
+        for _ in range(steps):
+            moved = newton_step(own, weights, sampled, self.config.train.prior_precision, public)
+            weights = torch.where(here, moved, weights)
+        return weights
+
+    def _private_steps(
+        self,
+        rows: slice,
+        own: HeadExamples,
+        public: PublicPairs,
+        weights: Tensor,
+        users: npt.NDArray[np.bool_],
+        server_round: int,
+        steps: int,
+    ) -> Tensor:
         """DP-SGD on each user's weights; returns the mean of the second half of the iterates."""
-        train = self.config.train
+        train, keys = self.config.train, self.keys[rows]
         std = self.sigmas.personal * self.config.privacy.clip
         here = torch.from_numpy(users)[:, None]
         kept, tail = torch.zeros_like(weights), 0
         for step in range(steps):
-            taken = self._sampled(server_round, users, Purpose.PERSONAL_SAMPLE, step)
-            sums = head_gradient_sums(problem, weights, torch.from_numpy(taken).float(), self.clip)
+            taken = self._sampled(rows, users, server_round, Purpose.PERSONAL_SAMPLE, step)
+            sums = head_gradient_sums(own, weights, torch.from_numpy(taken).float(), self.clip)
             shape = (len(weights), weights.shape[1])
-            noise = cohort_noise(shape, self.keys, std, self.noise, server_round, step, Purpose.PERSONAL_STEP)
-            own = sums + noise + self.rate * (public.gradient(weights) + train.prior_precision * weights)
-            gradient = own / train.expected_batch
+            noise = cohort_noise(shape, keys, std, self.noise, server_round, step, Purpose.PERSONAL_STEP)
+            pull = public.gradient(weights) + train.prior_precision * weights
+            gradient = (sums + noise + self.rate * pull) / train.expected_batch
             weights = torch.where(here, weights - train.personal_lr * gradient, weights)
             if step >= steps // 2:
                 kept, tail = kept + weights, tail + 1
         return kept / tail if tail else weights
 
-    def _newton(
-        self,
-        problem: HeadExamples,
-        public: PublicPairs,
-        weights: Tensor,
-        users: npt.NDArray[np.bool_],
-        steps: int,
-    ) -> Tensor:
-        here = torch.from_numpy(users)[:, None]
-        sampled = torch.ones(len(problem.user))
-        for _ in range(steps):
-            moved = newton_step(problem, weights, sampled, self.config.train.prior_precision, public)
-            weights = torch.where(here, moved, weights)
-        return weights
-
     # Fusion ------------------------------------------------------------------------------
 
-    def _values_first(self, theta: Tensor, table: TextTable, weights: Tensor, public: PublicPairs) -> Tensor:
-        """The private weights, moved to where they keep the values floor."""
-        judges = head_examples(self.adapter, theta, table, self.cohort.texts.floor)
-        floor = PublicPairs(judges.z, judges.offset, 0.0)
+    def _public_metric(self, theta: Tensor) -> Tensor:
+        """[R+1, R+1] of ``fl_core.values_first``: what rated texts' scores read of personal numbers."""
         directions = personal_directions(self.adapter, theta)
         seen = rated_covariance(self.frozen.phi, self.cohort.texts.rated, directions)
-        metric = public_metric(torch.nn.functional.pad(seen, (0, 1, 0, 1)))  # texts say nothing of the bias
-        precision, drop = self.config.train.prior_precision, self.config.values_drop
-        return values_first(weights, public, floor, metric, precision, drop)
+        return public_metric(torch.nn.functional.pad(seen, (0, 1, 0, 1)))  # of the bias texts say nothing
 
     def _fuse(
-        self, theta: Tensor, table: TextTable, weights: Tensor, server_round: int
+        self, rows: slice, judges: HeadExamples, held: HeadExamples, weights: Tensor, server_round: int
     ) -> npt.NDArray[np.float32]:
-        """[U, 2] (w_s, w_p) by ``fusion.fuse``, within the floor of the public values pairs."""
+        """[U, 2] (w_s, w_p) of the users at ``rows``, within the floor of the public pairs that judge."""
         grid = fusion.candidates()
-        held = self.cohort.examples(Split.HOLDBACK)
         if self.arm.kind == "local":
             grid = np.array([row for row in grid if row[0] == 1.0])
-        problem = head_examples(self.adapter, theta, table, held)
-        margins = _mixed(problem, weights, torch.from_numpy(grid).float())
-        utility = fusion.sum_scores(torch.sigmoid(margins).numpy(), held.user, len(self.keys))
-        values = head_examples(self.adapter, theta, table, self.cohort.texts.floor)
-        common, own = values.offset, weights @ values.z.T
+        margins = _mixed(held, weights, torch.from_numpy(grid).float())
+        utility = fusion.sum_scores(torch.sigmoid(margins).numpy(), held.user.numpy(), len(weights))
+        common, own = judges.offset, weights @ judges.z.T
         floor = common[None, None] * torch.from_numpy(grid[:, :1, None].transpose(2, 0, 1)).float()
         floor = floor + own[:, None] * torch.from_numpy(grid[:, 1:, None].transpose(2, 0, 1)).float()
-        return chosen_fusion(self, np.array(self.keys), grid, utility, floor, server_round)
+        return chosen_fusion(self, np.array(self.keys[rows]), grid, utility, floor, server_round)
+
+
+def _parts(users: int) -> Iterator[slice]:
+    """Users a part at a time."""
+    for start in range(0, users, USERS_AT_A_TIME):
+        yield slice(start, min(start + USERS_AT_A_TIME, users))
 
 
 def _mixed(problem: HeadExamples, weights: Tensor, grid: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ Sampling: whoever calls passes Poisson-sampled examples and charges for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -62,6 +62,17 @@ class Examples:
     def take(self, index: npt.NDArray[np.int64]) -> Examples:
         """The examples at ``index``."""
         return Examples(self.user[index], self.chosen[index], self.rejected[index], self.label[index])
+
+    def of_users(self, rows: slice) -> Examples:
+        """Those of consecutive users, counted from the first of them.
+
+        The examples must be sorted by user; raises ``DataError`` otherwise.
+        """
+        if np.any(np.diff(self.user) < 0):
+            raise DataError("examples: must be sorted by user to be taken by user")
+        first, end = np.searchsorted(self.user, [rows.start, rows.stop])
+        kept = self.take(np.arange(first, end))
+        return replace(kept, user=kept.user - rows.start)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ class HeadExamples:
     z: Tensor
     offset: Tensor
 
+    def of_users(self, rows: slice) -> HeadExamples:
+        """The examples of consecutive users, counted from the first of them; sorted by user."""
+        bounds = torch.searchsorted(self.user, torch.tensor([rows.start, rows.stop]))
+        here = slice(int(bounds[0]), int(bounds[1]))
+        return HeadExamples(self.user[here] - rows.start, self.z[here], self.offset[here])
+
 
 def head_examples(adapter: DualAdapter, shared: Tensor, table: TextTable, examples: Examples) -> HeadExamples:
     """Each example's margin as a linear function of its user's personal numbers."""

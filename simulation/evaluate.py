@@ -60,11 +60,13 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
     }
     users, hidden = len(population.users), len(node.cohort.texts.hidden_values)
     values = {name: scorer.values(users) for name, scorer in scorers.items()} if hidden else {}
+    dual = [name for name in scorers if Arm.named(name).kind == "dual"]
+    alone = {name: scorers[name].values_alone() for name in dual} if hidden else {}
     privacy = {
         name: _privacy(config, name, states[name]) for name in config.arm_names if name.endswith("_dp")
     }
     arms = {
-        split: _arms(population, splits[split], by_arm, values, privacy, config.seed)
+        split: _arms(population, splits[split], by_arm, values, alone, privacy, config.seed)
         for split, by_arm in margins.items()
     }
     references = {split: _references(population, splits[split], config.seed) for split in margins}
@@ -109,6 +111,7 @@ def _arms(
     pairs: TestPairs,
     margins: Mapping[str, Margins],
     values: Mapping[str, npt.NDArray[np.float64]],
+    alone: Mapping[str, npt.NDArray[np.float64]],
     privacy: Mapping[str, Mapping[str, Any]],
     seed: int,
 ) -> dict[str, dict[str, Any]]:
@@ -123,6 +126,7 @@ def _arms(
             shared=shared,
             values=values.get(name),
             shared_values=shared_values,
+            alone_values=alone.get(name),
             seed=seed,
         )
         spent = privacy.get(name, {})

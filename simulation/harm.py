@@ -137,7 +137,11 @@ def _values(results: Results, name: str, arm: ArmResult) -> str | None:
         return None
     text = percent(arm.values_worst_user)
     if arm.values_drop_worst is not None and name != baseline(results):
-        text += f" (largest fall of any user {wording.number(max(0.0, arm.values_drop_worst))} points)"
+        text += f" (largest fall of any user {wording.number(max(0.0, arm.values_drop_worst))} points"
+        if arm.values_drop_personal is not None:
+            own = wording.number(max(0.0, arm.values_drop_personal))
+            text += f"; {own} below what this arm's own shared adapter gives"
+        text += ")"
     return text
 
 

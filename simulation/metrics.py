@@ -52,7 +52,8 @@ class ArmMetrics:
 
     ``values_accuracy``: mean over all users on the universal-values pairs;
     ``values_worst_user``: the lowest of any user; ``values_drop_worst``: the largest fall of
-    any user below his accuracy under ``shared``, in points (hundredths; negative: all rose).
+    any user below his accuracy under ``shared``, in points (hundredths; negative: all rose);
+    ``values_drop_personal``: the same below what the arm's own shared adapter alone gives him.
 
     ``by_group``, ``by_records`` (number of TRAIN records) and ``by_context``: slices;
     ``accuracy_unfederated``: mean over users who never took part in rounds.
@@ -73,6 +74,7 @@ class ArmMetrics:
     values_accuracy: float | None
     values_worst_user: float | None
     values_drop_worst: float | None
+    values_drop_personal: float | None
     accuracy_unfederated: float | None
     pairs: int
     users: int
@@ -121,13 +123,15 @@ def summarise(
     shared: npt.NDArray[Any] | None = None,
     values: npt.NDArray[Any] | None = None,
     shared_values: npt.NDArray[Any] | None = None,
+    alone_values: npt.NDArray[Any] | None = None,
     seed: int = 0,
 ) -> ArmMetrics:
     """All measures of an arm from its ``margins`` [P] on ``pairs``.
 
     ``shared``: [P] margins of the shared arm on the same pairs.  ``values``: [U, V] margins of
     the universal-values pairs under each user's model, or [1, V] where all share one;
-    ``shared_values``: the same under the shared arm.  ``seed``: of the bootstrap.
+    ``shared_values``: the same under the shared arm, ``alone_values``: under this arm's shared
+    adapter without anybody's personal one.  ``seed``: of the bootstrap.
     Raises ``DataError`` for margins that do not fit the pairs or are not finite.
     """
     if margins.shape != (len(pairs),) or (shared is not None and shared.shape != margins.shape):
@@ -155,7 +159,7 @@ def summarise(
         by_context=_by_context(correct, pairs, population),
         **_minority(correct, pairs, users, seed),
         **_against_shared(margins, shared, pairs, population),
-        **_values(values, shared_values),
+        **_values(values, shared_values, alone_values),
     )
 
 
@@ -240,14 +244,18 @@ def _values_by_user(margins: npt.NDArray[Any]) -> Array:
     return np.asarray(flat.mean(axis=1))
 
 
-def _values(values: npt.NDArray[Any] | None, shared: npt.NDArray[Any] | None) -> dict[str, Any]:
-    found: dict[str, Any] = dict.fromkeys(("values_accuracy", "values_worst_user", "values_drop_worst"))
+def _values(
+    values: npt.NDArray[Any] | None, shared: npt.NDArray[Any] | None, alone: npt.NDArray[Any] | None
+) -> dict[str, Any]:
+    names = ("values_accuracy", "values_worst_user", "values_drop_worst", "values_drop_personal")
+    found: dict[str, Any] = dict.fromkeys(names)
     if values is None or not values.size:
         return found
     by_user = _values_by_user(values)
     found["values_accuracy"], found["values_worst_user"] = float(by_user.mean()), float(by_user.min())
-    if shared is not None:
-        found["values_drop_worst"] = float(100 * (_values_by_user(shared) - by_user).max())
+    for name, before in (("values_drop_worst", shared), ("values_drop_personal", alone)):
+        if before is not None:
+            found[name] = float(100 * (_values_by_user(before) - by_user).max())
     return found
 
 

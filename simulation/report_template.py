@@ -145,12 +145,15 @@ training.</p>
 <thead><tr><th scope="col">Arm</th><th scope="col">Users counted</th>
 <th scope="col">Accuracy over all pairs</th>
 <th scope="col">Against the majority, 95% interval</th><th scope="col">Mean margin</th>
-<th scope="col">Largest fall in values (points)</th><th scope="col">Length shift (words)</th>
+<th scope="col">Largest fall in values against shared (points)</th>
+<th scope="col">Largest fall in values against its own shared adapter (points)</th>
+<th scope="col">Length shift (words)</th>
 <th scope="col">Users never in the federation</th></tr></thead><tbody>
 {% for key, arm in arms %}<tr><th scope="row">{{ key|name }}</th><td>{{ arm.users|count }}</td>
 <td>{{ arm.pair_accuracy|percent }}</td><td>{{ arm.minority_ci95|interval }}</td>
 <td>{{ arm.mean_margin|number(3) }}</td>
 <td>{{ arm.values_drop_worst|number(1) }}</td>
+<td>{{ arm.values_drop_personal|number(1) }}</td>
 <td>{{ arm.length_shift_words|number(1) }}</td><td>{{ arm.accuracy_unfederated|percent }}</td></tr>
 {% endfor %}</tbody></table></div></details>
 

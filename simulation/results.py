@@ -47,9 +47,10 @@ class ArmResult:
     of users below the shared model, ``harmed_share_significant`` those below it significantly,
     ``harmed_share_expected`` the share (at most) that chance alone would call so; ``values_*``
     the accuracy on pairs on which everybody should agree, ``values_drop_worst`` the largest
-    fall of any user below the shared model, in points (hundredths); ``minority_accuracy`` is
-    over pairs; ``by_*`` map a name to ``{accuracy, users}``; ``epsilon_record`` and
-    ``delta`` are ``None`` for arms without differential privacy.  ``extra`` keeps other fields.
+    fall of any user below the shared model, in points (hundredths), ``values_drop_personal``
+    below the arm's own shared adapter alone; ``minority_accuracy`` is over pairs; ``by_*`` map
+    a name to ``{accuracy, users}``; ``epsilon_record`` and ``delta`` are ``None`` for arms
+    without differential privacy.  ``extra`` keeps other fields.
     """
 
     accuracy: float | None
@@ -67,6 +68,7 @@ class ArmResult:
     minority_ci95: tuple[float, float] | None = None
     mean_margin: float | None = None
     values_drop_worst: float | None = None
+    values_drop_personal: float | None = None
     length_shift_words: float | None = None
     accuracy_unfederated: float | None = None
     users: int | None = None

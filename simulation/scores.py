@@ -6,7 +6,7 @@ that the user's device chose.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,10 @@ class Scorer(Protocol):
         """[U, V] (or [1, V], where all share one model) margins of the hidden values pairs."""
         ...
 
+    def values_alone(self) -> Margins:
+        """[1, V] the same under the shared adapter alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextScorer:
@@ -58,6 +62,10 @@ class TextScorer:
     def values(self, users: int) -> Margins:
         """[1, V] margins."""
         return (self.scores[self.hidden.chosen] - self.scores[self.hidden.rejected])[None]
+
+    def values_alone(self) -> Margins:
+        """[1, V] margins: nothing here is anybody's own."""
+        return self.values(1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,10 @@ class HeadScorer:
         own = self.weights @ problem.z.T
         return _numpy(self.fusion[:, :1] * problem.offset + self.fusion[:, 1:] * own)
 
+    def values_alone(self) -> Margins:
+        """[1, V] margins at w_s = 1, w_p = 0."""
+        return _numpy(head_examples(self.trainer.adapter, self.theta, self.table, self.hidden).offset[None])
+
 
 @dataclass(frozen=True)
 class CohortScorer:
@@ -116,6 +128,11 @@ class CohortScorer:
             np.ones(users * count, dtype=np.int64),
         )
         return _numpy(example_margins(self.trainer.engine, repeated, self.state)).reshape(users, count)
+
+    def values_alone(self) -> Margins:
+        """[1, V] margins at w_s = 1, w_p = 0."""
+        one = CohortState(self.state.shared[:1], self.state.personal[:1], torch.tensor([[1.0, 0.0]]))
+        return replace(self, state=one).values(1)
 
 
 def arm_scorer(

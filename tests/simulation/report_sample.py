@@ -140,6 +140,7 @@ def _arm(name: str, accuracy: Any, against: Any, columns: Any, group: Any, recor
         "values_accuracy": 0.985,
         "values_worst_user": 0.96,
         "values_drop_worst": 0.4,
+        "values_drop_personal": 0.2 if name.startswith("dual") else None,
         "epsilon_record": GUARANTEE["epsilon_record"] if private else None,
         "delta": GUARANTEE["delta"] if private else None,
         "pair_accuracy": mean - 0.01,

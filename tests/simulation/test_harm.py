@@ -57,5 +57,5 @@ def test_a_group_that_lost_is_named() -> None:
 
 def test_values_and_newcomers_are_told() -> None:
     text = " ".join(hurt_sentences(sample()))
-    assert "universal values, worst user: dual 96.0% (largest fall of any user 0.4 points)" in text
+    assert "universal values, worst user: dual 96.0% (largest fall of any user 0.4 points; 0.2 below" in text
     assert "users who never took part" in text and "bottom decile" in text

@@ -92,12 +92,19 @@ def test_slices(pairs):
 def test_values(pairs):
     values = np.array([[1.0, 1.0], [1.0, -1.0], [1.0, 0.0], [-1.0, 1.0]])
     found = metrics.summarise(
-        MARGINS, pairs, population(), values=values, shared_values=np.array([[1.0, 1.0]])
+        MARGINS,
+        pairs,
+        population(),
+        values=values,
+        shared_values=np.array([[1.0, 1.0]]),
+        alone_values=np.array([[1.0, 0.0]]),
     )
     assert found.values_accuracy == pytest.approx((1 + 0.5 + 0.75 + 0.5) / 4)
     assert found.values_worst_user == 0.5 and found.values_drop_worst == 50
+    assert found.values_drop_personal == pytest.approx(25)
     shared = metrics.summarise(MARGINS, pairs, population(), values=np.array([[1.0, -1.0]]))
     assert shared.values_accuracy == shared.values_worst_user == 0.5 and shared.values_drop_worst is None
+    assert shared.values_drop_personal is None
     none = metrics.summarise(MARGINS, pairs, population(), values=np.empty((4, 0)))
     assert none.values_accuracy is None and none.values_worst_user is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,11 @@ def test_head_margins_are_those_of_each_user_s_own_model(
         row = values[user] if len(values) > 1 else values[0]
         np.testing.assert_allclose(row, score(hidden.chosen) - score(hidden.rejected), atol=2e-5, rtol=1e-5)
     assert np.abs(margins).max() > 1e-3
+    alone = CohortState(
+        theta, torch.zeros(1, trainer.adapter.personal_layout.size), torch.tensor([[1.0, 0.0]])
+    )
+    slow = score(hidden.chosen, alone) - score(hidden.rejected, alone)
+    np.testing.assert_allclose(scorer.values_alone()[0], slow, atol=2e-5, rtol=1e-5)
 
 
 def test_cohort_margins_are_those_of_each_user_s_own_model(
@@ -77,6 +83,10 @@ def test_cohort_margins_are_those_of_each_user_s_own_model(
     pairs = held_out_pairs(node.cohort.population, Split.SEEN)
     margins, values = scorer.pairs(pairs), scorer.values(USERS)
     assert values.shape == (USERS, len(node.cohort.texts.hidden_values))
+    unfused = CohortScorer(
+        trainer, replace(scorer.state, fusion=torch.tensor([[1.0, 0.0]] * USERS)), scorer.hidden
+    )
+    np.testing.assert_allclose(np.tile(scorer.values_alone(), (USERS, 1)), unfused.values(USERS), atol=1e-5)
     theta = from_arrays(trainer.adapter.shared_layout, released)[None]
     for place in range(0, len(pairs), 3):
         user = int(pairs.user[place])
