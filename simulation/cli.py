@@ -89,11 +89,19 @@ def simulate(
         int | None, typer.Option(min=1, help="CPUs of a node; default: all for a single node, else 1.")
     ] = None,
     gpus_per_node: Annotated[float, typer.Option(min=0, help="GPUs (or a fraction of one) of a node.")] = 0.0,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of a running Ray cluster, whose machines see --out and have Duet installed; "
+            "needs --nodes.  Default: this machine alone."
+        ),
+    ] = "",
     set_: Set = None,
 ) -> None:
     """Train and compare every arm on a population of users, and write a report.
 
-    SCENARIO is a TOML file of settings; options win over it.  Runs offline on this machine.
+    SCENARIO is a TOML file of settings; options win over it.  Runs offline, on this machine or on a
+    Ray cluster of yours; how many nodes share the users changes no figure.
     Ctrl-C stops it; the same command goes on.
     """
     from simulation import terminal
@@ -102,11 +110,13 @@ def simulate(
 
     given = {"model": model, "arms": arms, "federation.rounds": rounds, "privacy.epsilon": epsilon}
     asked = _scenario(scenario, source, path, users, seed, set_, given)
+    if ray_address and nodes is None:
+        raise typer.BadParameter("give --nodes as well: how many shards of the users the cluster works on")
     if nodes is None and cpus_per_node is None and asked.config.shares_texts:
         nodes, cpus_per_node = 1, available_cpus()  # every node would pass over all texts
     each = cpus_per_node or 1
     count = nodes or min(max(1, available_cpus() // each), asked.config.users or sys.maxsize)
-    resources = Resources(count, each, gpus_per_node)
+    resources = Resources(count, each, gpus_per_node, ray_address)
     try:
         with terminal.watcher() as watcher:
             results, files = run_simulation(asked, out, resources, watcher)

@@ -84,31 +84,36 @@ class FlowerApp:
 
 @dataclass(frozen=True)
 class Resources:
-    """``nodes`` simulated SuperNodes; CPUs and (a fraction of) GPUs that one may use at a time."""
+    """``nodes`` simulated SuperNodes; CPUs and (a fraction of) GPUs that one may use at a time.
+
+    ``ray_address``: of a Ray cluster that is there already (``host:port``); its machines must see the
+    run's folder and have this package installed.  Empty: a Ray of the run's own on this machine.
+    """
 
     nodes: int
     cpus_per_node: float = 1.0
     gpus_per_node: float = 0.0
+    ray_address: str = ""
 
     def federation_config(self, cpus: int) -> str:
         """The text for ``--federation-config`` on a machine with that many CPUs.
 
-        No more actors than nodes are started: each holds a base model in memory.
+        No more actors than nodes are started: each holds a base model in memory.  In a cluster of
+        others there are as many as fit.
         """
         per_node = max(1, round(self.cpus_per_node))
+        asked = f"num-supernodes={self.nodes} client-resources-num-cpus={per_node} "
+        asked += f"client-resources-num-gpus={self.gpus_per_node:.6f}"
+        if self.ray_address:
+            return asked
         total = min(max(cpus, per_node), math.ceil(self.nodes * per_node))
-        return (
-            f"num-supernodes={self.nodes} client-resources-num-cpus={per_node} "
-            f"client-resources-num-gpus={self.gpus_per_node:.6f} init-args-num-cpus={total}"
-        )
+        return f"{asked} init-args-num-cpus={total}"
 
 
 def federated_run(
     config: RunConfig,
     out: Path,
-    nodes: int,
-    cpus_per_node: float,
-    gpus_per_node: float,
+    resources: Resources,
     on_progress: Callable[[Progress], None],
     stall_seconds: float = STALL_SECONDS,
     app: FlowerApp | None = None,
@@ -133,8 +138,7 @@ def federated_run(
     stage_app(state / "app", app, config.model_copy(update={"out": str(out)}))
     write_connection(state / "home", port)
     scratch = short_folder()
-    environment = flower_environment(state / "home", scratch, app.root, cpus_per_node)
-    resources = Resources(nodes, cpus_per_node, gpus_per_node)
+    environment = flower_environment(state / "home", scratch, app.root, resources)
     plan = flower_plan(out, port, scratch, resources, environment["PATH"])
     with supervised(plan, environment) as process:
         progress = follow(process, out / PROGRESS_FILE, on_progress, stall_seconds)
@@ -182,7 +186,7 @@ def short_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="duet-", dir=usual if len(usual) <= 24 else "/tmp"))
 
 
-def flower_environment(home: Path, scratch: Path, root: Path, cpus_per_node: float) -> dict[str, str]:
+def flower_environment(home: Path, scratch: Path, root: Path, resources: Resources) -> dict[str, str]:
     """This process's environment, made offline, private to the run, and free of other Flowers."""
     kept = {
         key: value
@@ -190,11 +194,14 @@ def flower_environment(home: Path, scratch: Path, root: Path, cpus_per_node: flo
         if not key.startswith("FLWR_") and key not in ("RAY_ADDRESS", "RAY_TMPDIR")
     }
     inherited = [part for part in (kept.get("PYTHONPATH"),) if part]
-    threads = {"OMP_NUM_THREADS": kept.get("OMP_NUM_THREADS", str(max(1, round(cpus_per_node))))}
+    count = str(max(1, round(resources.cpus_per_node)))
+    threads = {"OMP_NUM_THREADS": kept.get("OMP_NUM_THREADS", count)}
+    cluster = {"RAY_ADDRESS": resources.ray_address} if resources.ray_address else {}
     return {
         **kept,
         **OFFLINE,
         **threads,
+        **cluster,
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(scratch),
         "PYTHONPATH": os.pathsep.join([str(root), *inherited]),

@@ -138,9 +138,7 @@ def train(config: RunConfig, out: Path, resources: Resources, watcher: Watcher) 
     federated_run(
         config,
         out,
-        resources.nodes,
-        resources.cpus_per_node,
-        resources.gpus_per_node,
+        resources,
         watcher.progress,
         stall_seconds=stall_seconds(config),
     )

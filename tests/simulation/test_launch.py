@@ -73,11 +73,12 @@ DRIVER = """
 import sys
 from pathlib import Path
 from fl_core.config import RunConfig
-from simulation.launch import FlowerApp, federated_run
+from simulation.launch import FlowerApp, Resources, federated_run
 
 app = FlowerApp("tiny_server:app", "tiny_client:app", Path(sys.argv[1]))
 config = RunConfig(population="slow")
-federated_run(config, Path(sys.argv[2]), 2, 1, 0, lambda progress: print(progress.phase, flush=True), app=app)
+say = lambda progress: print(progress.phase, flush=True)
+federated_run(config, Path(sys.argv[2]), Resources(2), say, app=app)
 """
 
 
@@ -120,7 +121,7 @@ def test_run_reaches_its_end_and_leaves_nothing(app: FlowerApp, tmp_path: Path) 
     text = 'a "quoted" \\ väl=ue\n[x] #1'
     config = RunConfig(path=text, seed=7, model="m")
 
-    federated_run(config, out, 2, 1, 0, seen.append, app=app)
+    federated_run(config, out, Resources(2), seen.append, app=app)
 
     assert [progress.phase for progress in seen][-1] == "done"
     assert seen[-1].replies == 2
@@ -140,7 +141,7 @@ def test_run_reaches_its_end_and_leaves_nothing(app: FlowerApp, tmp_path: Path) 
 def test_failing_app_gives_its_error_and_leaves_nothing(app: FlowerApp, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"failed: population 'bad': has no user; give a source") as caught:
-        federated_run(RunConfig(population="bad"), out, 2, 1, 0, lambda _: None, app=app)
+        federated_run(RunConfig(population="bad"), out, Resources(2), lambda _: None, app=app)
     assert "DataError" not in str(caught.value)
     assert str(out / "flower.log") in str(caught.value)
     assert belonging_to(out) == []
@@ -174,6 +175,7 @@ def test_actors_never_outnumber_nodes() -> None:
     assert "init-args-num-cpus=64" in Resources(nodes=500).federation_config(cpus=64)
     assert "init-args-num-cpus=4" in Resources(nodes=3, cpus_per_node=4).federation_config(cpus=2)
     assert "num-gpus=0.250000" in Resources(nodes=8, gpus_per_node=0.25).federation_config(cpus=8)
+    assert "init-args" not in Resources(nodes=8, ray_address="10.0.0.1:6379").federation_config(cpus=8)
 
 
 def test_environment_is_offline_and_free_of_other_flowers(
@@ -181,7 +183,7 @@ def test_environment_is_offline_and_free_of_other_flowers(
 ) -> None:
     monkeypatch.setenv("FLWR_HOME", "/elsewhere")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    environment = launch.flower_environment(tmp_path / "home", tmp_path, tmp_path, 1.0)
+    environment = launch.flower_environment(tmp_path / "home", tmp_path, tmp_path, Resources(1))
     assert environment["FLWR_HOME"] == str(tmp_path / "home")
     assert "RAY_ADDRESS" not in environment
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
