@@ -32,3 +32,18 @@ def speed(
             raise typer.BadParameter(f"{name!r}: known rows are {', '.join(map(repr, known))}")
     benchmark.run(out, repetitions, only or [], typer.echo)
     typer.echo(f"figures: {out}")
+
+
+@app.command()
+def scale(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("scale.json"),
+    users: Annotated[
+        list[int] | None, typer.Option(min=1, help="Users of a row; repeatable. Default: 100, 1000, 10000.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each row.")] = 7,
+) -> None:
+    """Time and memory a user, from few users to many."""
+    from benchmarks import scale as benchmark
+
+    benchmark.run(out, users or [100, 1000, 10000], rounds, typer.echo)
+    typer.echo(f"figures: {out}")

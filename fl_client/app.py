@@ -22,6 +22,8 @@ from flwr.clientapp import ClientApp
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError, ModelError
 from fl_core.populations import prepared_population, run_folder
+from fl_core.profiles import save_profile
+from fl_core.stopwatch import spent
 from fl_core.wire import Arrays, Instruction, read_instruction, reply_content
 
 if TYPE_CHECKING:
@@ -101,7 +103,10 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
         config = RunConfig.from_flat(context.run_config)
         place = _place(context, config)
         shared, instruction = read_instruction(message.content)
-        content = work(_trainer(place, config), instruction, shared)
+        with spent("other"):
+            content = work(_trainer(place, config), instruction, shared)
+        if config.profile:
+            save_profile(place.out, f"node-{os.getpid()}")
         return Message(content, reply_to=message)
     except Exception as error:  # not to go on: to keep its text on this machine
         _log_locally(place, error)
@@ -132,8 +137,9 @@ def _new_trainer(place: Place, config: RunConfig) -> NodeTrainer:
     from fl_client.trainer import NodeTrainer  # here, because it imports torch
 
     _set_threads()
-    population = prepared_population(config)
-    return NodeTrainer(config, population, place.out, place.partition, place.partitions)
+    with spent("set-up"):
+        population = prepared_population(config)
+        return NodeTrainer(config, population, place.out, place.partition, place.partitions)
 
 
 def _set_threads() -> None:

@@ -65,7 +65,7 @@ class ArmTrainer:
         self,
         state: PersonalState,
         server_round: int,
-        after: Tensor,
+        after: npt.NDArray[np.float32],
         online: npt.NDArray[np.bool_],
         personal: int,
     ) -> None:
@@ -74,7 +74,7 @@ class ArmTrainer:
             replace(
                 state,
                 server_round=server_round,
-                after=after.numpy().astype(np.float32),
+                after=after,
                 shared_steps=state.shared_steps_before + online * self.config.train.local_steps,
                 personal_steps=state.personal_steps_before + online * personal,
             )

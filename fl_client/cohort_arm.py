@@ -26,6 +26,7 @@ from fl_core.shared import (
     Arrays,
     from_arrays,
 )
+from fl_core.stopwatch import timed
 
 USERS_AT_A_TIME = 64
 """Users whose parameters are in memory at once; a user's result does not depend on it."""
@@ -56,18 +57,20 @@ class CohortArm(ArmTrainer):
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
         online = self.cohort.online(server_round)
-        total, after = torch.zeros(len(theta)), torch.from_numpy(state.before).clone()
+        total = torch.zeros(len(theta))
+        after = self.store.rows(self.cohort.users, state.before.shape[1])
+        for rows in _parts(np.flatnonzero(~online)):
+            after[rows] = state.before[rows]
         public = self._values_gradient(theta) if online.any() else None
         personal = replace(self._plan("personal"), steps=self._round_steps())
         for rows in _parts(np.flatnonzero(online)):
             members = self._members(theta, state.before[rows])
             moved = self._trained(members, rows, "shared", self._plan("shared"), server_round, public)
             total += (moved.shared - theta).sum(0)
+            own = state.before[rows]
             if personal.steps:
-                own = self._trained(members, rows, "personal", personal, server_round)
-                after[torch.from_numpy(rows)] = own.personal
-            if self._synchronises(server_round):
-                after[torch.from_numpy(rows)] = moved.shared
+                own = self._trained(members, rows, "personal", personal, server_round).personal.numpy()
+            after[rows] = moved.shared.numpy() if self._synchronises(server_round) else own
         self.record_round(state, server_round, after, online, self._round_steps())
         return self.reply(total), int(online.sum())
 
@@ -92,7 +95,8 @@ class CohortArm(ArmTrainer):
         state = self.load().at_start_of(server_round)
         plan = replace(self._plan("personal"), steps=self.config.train.final_steps)
         held = self.cohort.examples(Split.HOLDBACK)
-        after, chosen = np.empty_like(state.before), np.empty_like(state.fusion)
+        after = self.store.rows(self.cohort.users, state.before.shape[1])
+        chosen = np.empty_like(state.fusion)
         for rows in _parts(np.arange(len(self.keys))):
             members = self._members(theta, state.before[rows])
             trained = self._trained(members, rows, "personal", plan, server_round)
@@ -152,6 +156,7 @@ class CohortArm(ArmTrainer):
         sums, _ = self.engine.clipped_gradients(values, prior, "shared", None)
         return weight * sums[0] / len(values)
 
+    @timed("values and fusion")
     def _fuse(
         self, state: CohortState, rows: npt.NDArray[np.int64], held: Examples, server_round: int
     ) -> npt.NDArray[np.float32]:

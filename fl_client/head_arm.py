@@ -43,6 +43,7 @@ from fl_core.shared import (
     text_shards,
 )
 from fl_core.shared_text import SharedTextEngine
+from fl_core.stopwatch import timed
 from fl_core.values_first import public_metric, rated_covariance, values_first
 
 NEWTON_STEPS = 8
@@ -108,7 +109,7 @@ class HeadArm(ArmTrainer):
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
         online = self.cohort.online(server_round)
-        weights, steps = torch.from_numpy(state.before), 0
+        weights, steps = torch.from_numpy(np.array(state.before)), 0
         if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
             steps = self.config.train.personal_steps
             weights = self._personal_round(theta, weights, online, server_round)
@@ -119,7 +120,7 @@ class HeadArm(ArmTrainer):
             theta, coefficients, bias, weight, self.shared_clip, self.private, self.target
         )
         total = total + self._noise_sum(online, server_round)
-        self.record_round(state, server_round, weights, online, steps)
+        self.record_round(state, server_round, weights.numpy(), online, steps)
         return self.reply(-total / self.config.train.expected_batch), int(online.sum())
 
     def personalize(self, server_round: int, shared: Arrays) -> int:
@@ -132,9 +133,11 @@ class HeadArm(ArmTrainer):
         held = self.cohort.examples(Split.HOLDBACK)
         steps = self.config.train.final_steps if self.arm.private else NEWTON_STEPS
         metric = self._public_metric(theta)
-        after, chosen = np.empty_like(state.before), np.empty_like(state.fusion)
+        after = self.store.rows(self.cohort.users, state.before.shape[1])
+        chosen = np.empty_like(state.fusion)
         for rows in _parts(len(self.keys)):
-            own, everyone = torch.from_numpy(state.before[rows]), np.ones(rows.stop - rows.start, dtype=bool)
+            own = torch.from_numpy(np.array(state.before[rows]))
+            everyone = np.ones(len(own), dtype=bool)
             own = self._own_steps(rows, problem, public, own, everyone, server_round, steps)
             own = values_first(
                 own,
@@ -223,6 +226,7 @@ class HeadArm(ArmTrainer):
 
     # The private weights of some users ---------------------------------------------------
 
+    @timed("private weights")
     def _own_steps(
         self,
         rows: slice,
@@ -278,6 +282,7 @@ class HeadArm(ArmTrainer):
         seen = rated_covariance(self.frozen.phi, self.cohort.texts.rated, directions)
         return public_metric(torch.nn.functional.pad(seen, (0, 1, 0, 1)))  # of the bias texts say nothing
 
+    @timed("values and fusion")
     def _fuse(
         self, rows: slice, judges: HeadExamples, held: HeadExamples, weights: Tensor, server_round: int
     ) -> npt.NDArray[np.float32]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from fl_core.engine import CohortEngine, CohortState, Examples, Part
 from fl_core.errors import DataError, PrivacyError
 from fl_core.privacy import NoiseSource, Purpose, poisson_sample
+from fl_core.stopwatch import timed
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def adam_step(
     return moved, AdamState(mean, square, steps)
 
 
+@timed("noise and sampling")
 def sample_records(
     examples: Examples,
     users: Sequence[int],
@@ -122,6 +124,7 @@ def sample_records(
     return taken
 
 
+@timed("noise and sampling")
 def cohort_noise(
     shape: tuple[int, int],
     users: Sequence[int],

@@ -210,6 +210,7 @@ class RunConfig(BaseModel):
     far below the shared adapter's own that share may fall, beyond doubt, before a user's personal
     adapter is moved; ``release_tolerance``: how far below the best within its reach the share of a
     noised shared adapter may be when it is released (both: ``fl_core.values_first``).
+    ``profile``: whether processes write where their time went into the run's folder.
     """
 
     model_config = FROZEN
@@ -227,6 +228,7 @@ class RunConfig(BaseModel):
     fusion_tolerance: float = Field(default=0.01, ge=0, le=1)
     values_drop: float = Field(default=0.01, ge=0, le=1)
     release_tolerance: float = Field(default=0.02, ge=0, le=1)
+    profile: bool = False
     shared: AdapterSpec = AdapterSpec(kind="components")
     personal: AdapterSpec = AdapterSpec(kind="components")
     local: AdapterSpec = AdapterSpec(kind="subspace", rank=8)

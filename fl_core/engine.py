@@ -35,6 +35,7 @@ from fl_core.features import final_and_pooled
 from fl_core.prefix_store import PrefixStore
 from fl_core.pull_back import PullBack
 from fl_core.records import NO_TEXT
+from fl_core.stopwatch import spent, timed
 from fl_core.trunk import Entered, Tokens, Trunk
 
 Part = Literal["shared", "personal", "both"]
@@ -150,6 +151,7 @@ class CohortEngine:
 
     # Gradients ---------------------------------------------------------------------------
 
+    @timed("adapters")
     def clipped_gradients(
         self, examples: Examples, state: CohortState, part: Part, clip: float | None
     ) -> tuple[Tensor, Tensor]:
@@ -179,7 +181,8 @@ class CohortEngine:
         leaf = values.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self._losses(examples, rows, leaf).sum(), leaf)
         if values.requires_grad:  # otherwise no layer holds a term
-            torch.autograd.backward(values, slope)
+            with spent("backward"):
+                torch.autograd.backward(values, slope)
         return self._collect(examples, rows, state, part, terms, head_input.detach(), slope)
 
     def _losses(self, examples: Examples, rows: _Rows, values: Tensor) -> Tensor:
@@ -313,6 +316,7 @@ class CohortEngine:
 
     # Batches -----------------------------------------------------------------------------
 
+    @timed("forward")
     def _leave(self, rows: _Rows) -> tuple[Tensor, Tensor]:
         """(final hidden states, what the reward head reads), under the adapters in place."""
         entered, features = rows.entered, self.adapter.features

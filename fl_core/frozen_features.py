@@ -24,6 +24,7 @@ from fl_core.errors import RunError
 from fl_core.features import GATE_PRECISION, POWER, SHRINKAGE, FeatureMap, Pooling
 from fl_core.prefix_store import Index, PrefixStore
 from fl_core.shared_text import pooled_features
+from fl_core.stopwatch import timed
 
 FEATURES_FILE = "features.safetensors"
 """Its name in a run's folder."""
@@ -88,6 +89,7 @@ def _bytes(found: FrozenFeatures, fingerprint: str) -> bytes:
     return save(tensors, {"fingerprint": fingerprint})
 
 
+@timed("files")
 def _read(path: Path, plain: FeatureMap, fingerprint: str) -> FrozenFeatures | None:
     """What the file holds, or None where there is none, or one of something else."""
     try:

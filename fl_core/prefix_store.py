@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fl_core.config import PrefixConfig
+from fl_core.stopwatch import timed
 from fl_core.trunk import Entered, Tokens, Trunk, pad
 
 Index = npt.NDArray[np.int64]
@@ -99,6 +100,7 @@ class PrefixStore:
         padded = torch.nn.utils.rnn.pad_sequence([row.to(dtype) for row in rows], batch_first=True)
         return Entered(ids, padded, lengths, response, torch.stack(kept))
 
+    @timed("frozen layers")
     def _compute(self, index: Index, ids: Tensor, lengths: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
         hidden, means = self.trunk.prefix_means(ids, lengths, response)
         if self.budget.dtype is not None:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.errors import DataError
+from fl_core.stopwatch import timed
 
 NO_TEXT = -1
 """Value of ``Records.rejected`` where a record is a vote on one text, not a pair."""
@@ -170,6 +171,7 @@ class Population:
         (folder / "population.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
+    @timed("files")
     def load(folder: Path) -> Population:
         """Read a folder that ``save`` wrote.
 

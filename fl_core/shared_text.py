@@ -34,6 +34,7 @@ from fl_core.features import FeatureMap, final_and_pooled
 from fl_core.prefix_store import Index, PrefixStore
 from fl_core.private_head import TextTable, personal_directions
 from fl_core.records import NO_TEXT
+from fl_core.stopwatch import timed
 from fl_core.trunk import Entered, Tokens, Trunk
 
 ONE_BLOCK = 2**62
@@ -97,6 +98,7 @@ class SharedTextEngine:
             phi[torch.from_numpy(index)] = self._pass(index, terms, None)
         return TextTable(phi)
 
+    @timed("forward")
     def _pass(self, texts: Index, terms: dict[str, tuple[RowTerm, ...]], anchor: Tensor | None) -> Tensor:
         """[N, d] phi of ``texts`` by a pass above the prefix."""
         entered = self.store.batch(texts)
@@ -114,6 +116,7 @@ class SharedTextEngine:
         known = [self._fixed[int(text)] for text in texts]
         return torch.stack(known) if known else torch.zeros(0, self.adapter.hidden)
 
+    @timed("adapters")
     def clipped_sum(
         self,
         shared: Tensor,
@@ -221,6 +224,7 @@ class _BlockPass:
             self._jacobian = torch.stack(rows, dim=1)
         return self._jacobian
 
+    @timed("backward")
     def _row_gradients(self, direction: Tensor, keep: bool) -> Tensor:
         """[n, P]: each text's gradient of (direction . phi); ``direction`` [n, d]."""
         if not self.features.requires_grad:
@@ -352,6 +356,7 @@ def pooled_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor
     return final_and_pooled(trunk, features, entered)[1]
 
 
+@timed("frozen layers")
 @torch.no_grad()
 def pooled_features(store: PrefixStore, pool: FeatureMap, texts: Index) -> Tensor:
     """[N, F] the base model's pooled states of ``texts``, before any whitening."""

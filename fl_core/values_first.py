@@ -34,6 +34,7 @@ from torch import Tensor
 
 from fl_core.fusion import ordered
 from fl_core.private_head import PublicPairs, damped
+from fl_core.stopwatch import timed
 
 STRENGTHS = (0.0, *(3.0 * 2.0**k for k in range(11)))
 """lambda, in records' worth of public pairs."""
@@ -65,6 +66,7 @@ def rated_covariance(phi: Tensor, rated: npt.NDArray[np.int64], directions: Tens
     return centred.T @ centred / max(1, len(rated))
 
 
+@timed("values and fusion")
 def values_first(
     weights: Tensor, public: PublicPairs, floor: PublicPairs, metric: Tensor, precision: float, drop: float
 ) -> Tensor:

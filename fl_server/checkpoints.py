@@ -29,7 +29,7 @@ from strategies.server_optimizer import OptimizerState
 
 FORMAT = "duet-checkpoint-1"
 
-NOT_COMPARED = frozenset({"out", "arms", "federation.deadline-seconds"})
+NOT_COMPARED = frozenset({"out", "arms", "profile", "federation.deadline-seconds"})
 """Settings that may change between a run and its resumption: none of them changes an arm."""
 
 

@@ -96,6 +96,7 @@ def simulate(
             "needs --nodes.  Default: this machine alone."
         ),
     ] = "",
+    profile: Annotated[bool, typer.Option("--profile", help="Show where time and memory went.")] = False,
     set_: Set = None,
 ) -> None:
     """Train and compare every arm on a population of users, and write a report.
@@ -109,6 +110,7 @@ def simulate(
     from simulation.run import simulate as run_simulation
 
     given = {"model": model, "arms": arms, "federation.rounds": rounds, "privacy.epsilon": epsilon}
+    given |= {"profile": True} if profile else {}
     asked = _scenario(scenario, source, path, users, seed, set_, given)
     if ray_address and nodes is None:
         raise typer.BadParameter("give --nodes as well: how many shards of the users the cluster works on")
@@ -124,6 +126,8 @@ def simulate(
         typer.echo(f"stopped; the same command goes on where it was (out: {out})", err=True)
         raise typer.Exit(130) from None
     terminal.show(results, files)
+    if asked.config.profile:
+        terminal.show_profile(out, results)
 
 
 @app.command()

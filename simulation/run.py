@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 from fl_core.atomic import write_json
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError, RunError
+from fl_core.profiles import save_profile
 from fl_core.records import Population
+from fl_core.stopwatch import spent
 from simulation.launch import PROGRESS_FILE, Resources, federated_run, read_progress
+from simulation.profiling import MEASURING
 from simulation.scenario import Scenario
 from simulation.sources import build_population
 
@@ -34,7 +37,7 @@ CONFIG_FILE = "config.json"
 SECONDS_FILE = "seconds.json"
 POPULATION_FOLDER = "population"
 
-MAY_CHANGE = frozenset({"arms", "federation.deadline-seconds"})
+MAY_CHANGE = frozenset({"arms", "profile", "federation.deadline-seconds"})
 """Settings that a resumed run may change: a finished arm stays, further ones are trained."""
 
 
@@ -142,8 +145,9 @@ def train(config: RunConfig, out: Path, resources: Resources, watcher: Watcher) 
         watcher.progress,
         stall_seconds=stall_seconds(config),
     )
-    done = read_progress(out / PROGRESS_FILE)
-    _add_seconds(out, "flower", time.monotonic() - started - (done.seconds if done else 0.0))
+    done, passed = read_progress(out / PROGRESS_FILE), time.monotonic() - started
+    _add_seconds(out, "flower", passed - (done.seconds if done else 0.0))
+    _add_seconds(out, "training", passed)
 
 
 def stall_seconds(config: RunConfig) -> float:
@@ -159,9 +163,12 @@ def report(config: RunConfig, folder: Path, out: Path) -> tuple[Results, ReportF
     from simulation.report import write_report
 
     started = time.monotonic()
-    results = evaluate(config, folder, out)
-    spent = {**_seconds(out), "evaluate": time.monotonic() - started}
-    results = replace(results, seconds={**spent, **results.seconds})
+    with spent("other"):
+        results = evaluate(config, folder, out)
+    if config.profile:
+        save_profile(out, MEASURING)
+    taken = {**_seconds(out), "evaluate": time.monotonic() - started}
+    results = replace(results, seconds={**taken, **results.seconds})
     return results, write_report(results, out)
 
 

@@ -24,6 +24,7 @@ from fl_core.private_head import (
     head_examples,
 )
 from fl_core.shared import Arrays, from_arrays
+from fl_core.stopwatch import timed
 from fl_core.trunk import Trunk, pad
 from simulation.held_out import TestPairs
 
@@ -151,6 +152,7 @@ def arm_scorer(
     return CohortScorer(trainer, CohortState(theta[None], weights, fusion.clone()), hidden)
 
 
+@timed("frozen layers")
 @torch.no_grad()
 def base_scorer(node: NodeTrainer) -> TextScorer:
     """The frozen base: the mean log-probability of a response's tokens, in nats."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -40,6 +41,15 @@ def show(results: Results, files: ReportFiles) -> None:
 
     print_summary(results)
     Console(soft_wrap=True).print(f"\nreport: {files.html.resolve()}", highlight=False)
+
+
+def show_profile(out: Path, results: Results) -> None:
+    """Print where the time of the run in ``out`` went, and leave it in a file there."""
+    from simulation.profiling import PROFILE_FILE, write_profile
+
+    seconds = {name: value for name, value in results.seconds.items() if isinstance(value, float)}
+    Console().print(write_profile(out, seconds))
+    Console(soft_wrap=True).print(f"profile: {(out / PROFILE_FILE).resolve()}", highlight=False)
 
 
 def describe(progress: Progress) -> tuple[str, str]:

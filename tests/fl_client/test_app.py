@@ -164,3 +164,15 @@ def test_a_device_without_partitions_is_its_own(made: list[_Trainer], tmp_path: 
     context.node_config = {}
     module.app(_asked(Phase.TRAIN), context)
     assert (made[0].place.partition, made[0].place.partitions) == (0, 1)
+
+
+def test_a_profile_stays_on_the_node_and_only_where_it_is_asked_for(
+    made: list[_Trainer], tmp_path: Path
+) -> None:
+    plain = module.app(_asked(Phase.TRAIN), _context(tmp_path))
+    assert not (tmp_path / "profile").exists()
+    asked = {**RunConfig().to_flat(), "profile": True}
+    profiled = module.app(_asked(Phase.TRAIN), _context(tmp_path, config=asked))
+    (file,) = (tmp_path / "profile").iterdir()
+    assert "seconds" in file.read_text()
+    assert set(profiled.content) == set(plain.content)  # nothing of it travels

@@ -41,7 +41,8 @@ def test_every_field_survives_the_disk(tmp_path: Path) -> None:
     found = store.load(USER, PRIOR)
     for field in fields(PersonalState):
         assert np.array_equal(getattr(found, field.name), getattr(state, field.name)), field.name
-    assert [path.name for path in tmp_path.iterdir()] == ["node-0000003.npz"]
+    assert len(list(tmp_path.glob("node-0000003.*.npy"))) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_retried_round_starts_where_it_first_did(tmp_path: Path) -> None:
@@ -115,4 +116,62 @@ def test_no_temporary_file_stays(tmp_path: Path) -> None:
     store = PersonalStore(tmp_path)
     for _ in range(3):
         store.save(PersonalState.fresh(USER, PRIOR))
-    assert len(list(tmp_path.iterdir())) == 1
+        store.rows(USER, 2)  # of a round that was never finished
+    store.save(PersonalState.fresh(USER, PRIOR))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_numbers_are_mapped_and_rows_that_a_trainer_filled_are_not_copied(tmp_path: Path) -> None:
+    store = PersonalStore(tmp_path)
+    first = store.load(USER, PRIOR).at_start_of(1)
+    after = store.rows(USER, 2)
+    after[:] = 7.0
+    store.save(replace(first, server_round=1, after=after))
+    found = store.load(USER, PRIOR).at_start_of(2)
+    assert isinstance(found.before, np.memmap) and found.before.filename == after.filename
+    assert (found.before == 7.0).all()
+    found.before[:] = 9.0  # a slip of a trainer's does not reach the disk
+    assert (store.load(USER, PRIOR).after == 7.0).all()
+    everyone = store.everyone()
+    assert isinstance(everyone.after, np.memmap)
+
+
+def test_a_process_that_dies_before_the_commit_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PersonalStore(tmp_path)
+    store.save(_trained(store.load(USER, PRIOR).at_start_of(1), 1, 1.0))
+    second = _trained(store.load(USER, PRIOR).at_start_of(2), 2, 1.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", _dies)
+        store.save(second)
+    found = PersonalStore(tmp_path).load(USER, PRIOR)
+    assert found.server_round == 1 and found.after[0].tolist() == [1.5, 0.0]
+    store.save(_trained(found.at_start_of(2), 2, 1.0))
+    assert store.load(USER, PRIOR).after[0].tolist() == [2.5, 1.0]
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def _dies(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_nobody_s_numbers_need_no_file(tmp_path: Path) -> None:
+    store, none = PersonalStore(tmp_path), np.zeros(0, dtype=np.float32)
+    store.save(_trained(PersonalState.fresh(USER, none), 1, 0.0))
+    assert store.load(USER, none).after.shape == (3, 0)
+    assert store.everyone().before.shape == (3, 0)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_a_truncated_or_foreign_file_of_numbers_is_named(tmp_path: Path) -> None:
+    store = PersonalStore(tmp_path)
+    store.save(PersonalState.fresh(USER, PRIOR))
+    for path in tmp_path.glob("*.npy"):
+        np.save(path, np.zeros((2, 2), dtype=np.float32))
+    with pytest.raises(DataError, match="holds 2 users and not 3"):
+        store.load(USER, PRIOR)
+    for path in tmp_path.glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match="node-0000003"):
+        store.load(USER, PRIOR)
