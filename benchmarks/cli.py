@@ -35,6 +35,19 @@ def speed(
 
 
 @app.command()
+def device(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("device.json"),
+    repetitions: Annotated[int, typer.Option(min=1, help="Processes of each contender.")] = 5,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of a process.")] = 4,
+) -> None:
+    """One user's DP step of DPO on a 135M model, against TRL with PEFT."""
+    from benchmarks import device as benchmark
+
+    benchmark.run(out, repetitions, steps, typer.echo)
+    typer.echo(f"figures: {out}")
+
+
+@app.command()
 def scale(
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("scale.json"),
     users: Annotated[

@@ -92,12 +92,12 @@ class PrivacyConfig(BaseModel):
 
     epsilon: float = Field(default=8.0, ge=0, le=1000)
     delta: float = Field(default=1e-5, gt=0, lt=1)
-    sampling_rate: float = Field(default=0.2, gt=0, le=1)
+    sampling_rate: float = Field(default=1.0, gt=0, le=1)
     clip: float = Field(default=0.25, gt=0)
     personal_share: float = Field(default=0.25, gt=0, lt=1)
     fusion_epsilon: float = Field(default=1.0, ge=0)
     scope: Literal["both", "personal"] = "both"
-    server_factor: float = Field(default=0.15, gt=0)
+    server_factor: float = Field(default=0.5, gt=0)
     head_width: int = Field(default=512, ge=1)
     trunk: bool = False
 

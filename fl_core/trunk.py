@@ -20,6 +20,7 @@ from torch.nn.functional import log_softmax
 from fl_core.adapted_linear import AdaptedLinear, RowTerm
 from fl_core.base_model import BaseModel, Target, find_targets, hidden_size, trunk_layers
 from fl_core.errors import ModelError
+from fl_core.vocabulary import chosen_logprobs
 
 
 class _NoPositions(nn.Module):
@@ -163,8 +164,12 @@ class Trunk:
         The vocabulary head runs only where the next token belongs to the response.
         """
         rows, columns = response[:, 1:].nonzero(as_tuple=True)
-        logits = self._vocabulary(final[rows, columns]).float()
-        chosen = log_softmax(logits, dim=-1).gather(1, ids[rows, columns + 1][:, None])[:, 0]
+        hidden, token = final[rows, columns], ids[rows, columns + 1]
+        head = self.base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if type(head) is nn.Linear:
+            chosen = chosen_logprobs(hidden, token, head.weight, head.bias)
+        else:  # a head of another kind, such as a quantised one, computes its logits itself
+            chosen = log_softmax(head(hidden).float(), dim=-1).gather(1, token[:, None])[:, 0]
         return torch.zeros(len(ids)).index_add(0, rows, chosen)
 
 

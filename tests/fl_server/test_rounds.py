@@ -24,6 +24,11 @@ def _initial(config: RunConfig, arm: str) -> Arrays:
     return {} if arm.startswith("local") else {"x": np.zeros(2, np.float32), "y": np.ones(3, np.float32)}
 
 
+def _release(config: RunConfig, arm: str, arrays: Arrays, out: Path) -> Arrays:
+    """What a server does to a noised adapter before it is released: here it adds 10 to y."""
+    return {**arrays, "y": arrays["y"] + 10.0} if arm.endswith("_dp") else arrays
+
+
 @dataclass
 class _Node:
     """A node whose users pull the shared adapter towards ``goal``; remembers what it was asked."""
@@ -45,7 +50,7 @@ class _Node:
 
 def _run(config: RunConfig, nodes: list[_Node], out: Path, clock: Clock | None = None) -> FakeGrid:
     grid = FakeGrid({10 + i: node for i, node in enumerate(nodes)})
-    run_arms(config, grid, out, _initial, (clock or Clock()).timer())
+    run_arms(config, grid, out, _initial, (clock or Clock()).timer(), release=_release)
     return grid
 
 
@@ -81,6 +86,22 @@ def test_each_arm_has_its_phases(tmp_path: Path) -> None:
         ("dual_dp", "train.personalize", 2),
     ]
     assert not (tmp_path / "arms" / "local" / "shared.safetensors").exists()
+
+
+def test_what_is_released_is_what_users_personalise_on(tmp_path: Path) -> None:
+    got: dict[str, Any] = {}
+
+    def node(message: Message) -> Message:
+        shared, instruction = read_instruction(message.content)
+        got[instruction.phase.value] = shared
+        return _Node(1.0)(message)
+
+    config = _config("dual_dp", rounds=1)
+    run_arms(config, FakeGrid({5: node}), tmp_path, _initial, Clock().timer(), release=_release)
+    released = load_file(tmp_path / "arms" / "dual_dp" / "shared.safetensors")
+    np.testing.assert_allclose(released["y"], 11.0)
+    np.testing.assert_allclose(got["train.personalize"]["y"], 11.0)
+    np.testing.assert_allclose(got["train"]["y"], 1.0)  # rounds go on from what was trained
 
 
 def test_progress_tells_where_the_run_stands(tmp_path: Path) -> None:
