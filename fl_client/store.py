@@ -167,7 +167,8 @@ class PersonalStore:
         """The name of the file that holds ``numbers``, which is written where there is none yet."""
         if isinstance(numbers, np.memmap) and numbers.filename is not None:
             path = Path(numbers.filename)
-            if path.parent.resolve() == self.folder.resolve() and path.exists():
+            ours = path.parent.resolve() == self.folder.resolve() and path.exists()
+            if ours and path.stat().st_size == numbers.offset + numbers.nbytes:  # all of it, not a part
                 numbers.flush()
                 _sync(path)
                 return path.name

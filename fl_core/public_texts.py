@@ -28,8 +28,9 @@ class PublicTexts:
 
     Texts of the values pairs are appended to the population's texts: ``values`` are the public
     pairs that train, ``floor`` those of every third public prompt, which set the values floor and
-    never train, and ``hidden_values`` those that only an evaluation may look at.  ``rated`` are
-    the texts that somebody's TRAIN records name.
+    never train, and ``hidden_values`` those that only an evaluation may look at.  ``rated`` are the
+    texts that may be rated: all but those that are kept for UNSEEN records.  Whether anybody did
+    rate one changes nothing, or their statistics would say so.
     """
 
     def __init__(self, config: RunConfig, population: Population, base: BaseModel) -> None:
@@ -44,9 +45,9 @@ class PublicTexts:
         self.values = _values(np.flatnonzero(public & ~floor) * 2 + first)
         self.floor = _values(np.flatnonzero(public & floor) * 2 + first)
         self.hidden_values = _values(np.flatnonzero(~public) * 2 + first)
-        records = population.records.of_split(Split.TRAIN)
-        texts = [records.chosen, records.rejected[records.rejected != NO_TEXT]]
-        self.rated = np.unique(np.concatenate(texts)).astype(np.int64)
+        unseen = population.records.of_split(Split.UNSEEN)
+        kept = np.concatenate([unseen.chosen, unseen.rejected[unseen.rejected != NO_TEXT]])
+        self.rated = np.setdiff1d(np.arange(first, dtype=np.int64), kept)
 
     def public_pairs(self, most: int) -> Examples:
         """At most ``most`` of the public pairs that train, evenly spaced."""

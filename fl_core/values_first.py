@@ -61,9 +61,11 @@ def public_metric(covariance: Tensor) -> Tensor:
 
 def rated_covariance(phi: Tensor, rated: npt.NDArray[np.int64], directions: Tensor) -> Tensor:
     """[K, K] of what ``directions`` [K, F] read of the ``rated`` texts of phi [S, F], over sqrt(F)."""
+    if not len(rated):
+        return torch.zeros(len(directions), len(directions))
     scores = phi[torch.from_numpy(rated)] @ directions.T / math.sqrt(phi.shape[1])
     centred = scores - scores.mean(0)
-    return centred.T @ centred / max(1, len(rated))
+    return centred.T @ centred / len(rated)
 
 
 @timed("values and fusion")

@@ -134,6 +134,9 @@ def test_numbers_are_mapped_and_rows_that_a_trainer_filled_are_not_copied(tmp_pa
     assert (store.load(USER, PRIOR).after == 7.0).all()
     everyone = store.everyone()
     assert isinstance(everyone.after, np.memmap)
+    other = np.array([3, 5])  # a part of a mapped file is not the file
+    store.save(replace(PersonalState.fresh(other, PRIOR), after=everyone.after[:2]))
+    assert store.load(other, PRIOR).after.tolist() == [[7.0, 7.0]] * 2
 
 
 def test_a_process_that_dies_before_the_commit_loses_nothing(

@@ -9,8 +9,8 @@ import numpy as np
 
 from fl_core.base_model import load_base
 from fl_core.public_texts import PublicTexts, texts_of
-from fl_core.records import NO_TEXT, Split, ValuesPair
-from tests.tiny_runs import TEXTS, tiny_config, tiny_population
+from fl_core.records import Split, ValuesPair
+from tests.tiny_runs import ANSWERS, TEXTS, tiny_config, tiny_population
 
 
 def _texts(model: Path, **changes: object) -> PublicTexts:
@@ -34,12 +34,13 @@ def test_values_pairs_are_split_by_prompt(tiny_model_folder: Path) -> None:
     assert len(texts.tokens) == TEXTS + 48
 
 
-def test_rated_are_the_texts_of_training_records_and_of_nobody_in_particular(tiny_model_folder: Path) -> None:
-    records = tiny_population().records.of_split(Split.TRAIN)
-    named = set(records.chosen.tolist()) | set(records.rejected[records.rejected != NO_TEXT].tolist())
+def test_what_may_be_rated_depends_on_nobody_s_training_records(tiny_model_folder: Path) -> None:
     texts = _texts(tiny_model_folder)
-    assert set(texts.rated.tolist()) == named
-    assert max(named) < TEXTS - 1  # the last prompt is in nobody's training records
+    assert texts.rated.tolist() == list(range(TEXTS - ANSWERS))  # the last prompt is kept for UNSEEN
+    config, population = tiny_config(tiny_model_folder), tiny_population()
+    without = replace(population, records=population.records.of_split(Split.UNSEEN))
+    again = PublicTexts(config, without, load_base(config.model, config.dtype))
+    assert np.array_equal(again.rated, texts.rated)
 
 
 def test_public_pairs_are_spread_evenly(tiny_model_folder: Path) -> None:

@@ -106,6 +106,9 @@ def test_the_records_and_the_hidden_pairs_decide_nothing(release: Release) -> No
     _, one = release(population)
     _, two = release(replace(population, records=turned))
     _, three = release(replace(population, values=hidden))
+    neighbours = records.take(~((records.user == 0) & (records.split == Split.TRAIN)))
+    _, four = release(replace(population, records=neighbours))
+    assert np.array_equal(one["head.common"], four["head.common"])
     assert np.array_equal(one["head.common"], two["head.common"])
     np.testing.assert_allclose(one["head.common"], three["head.common"], atol=1e-6)
 

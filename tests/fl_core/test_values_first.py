@@ -179,6 +179,7 @@ def test_the_metric_is_of_the_rated_texts_alone_and_has_the_identitys_trace() ->
     found = rated_covariance(phi, rated, directions)
     scores = phi[[1, 2, 5, 9, 20], :3].numpy() / math.sqrt(4)
     assert np.allclose(found.numpy(), np.cov(scores.T, bias=True), atol=1e-6)
+    assert not rated_covariance(phi, rated[:0], directions).any()
     metric = public_metric(found)
     assert float(metric.diagonal().sum()) == pytest.approx(3.0)
     assert float(torch.linalg.eigvalsh(metric).min()) >= 1 - RATED - 1e-6
