@@ -75,13 +75,13 @@ class NodeTrainer:
         return self._arms[name]
 
     def _head_arm(self, arm: Arm) -> HeadArm:
-        return HeadArm(self.config, arm, self.cohort, self.out, self._frozen(), self._store)
+        return HeadArm(self.config, arm, self.cohort, self.out, self.frozen(), self._store)
 
     def _cohort_arm(self, arm: Arm) -> CohortArm:
-        features = self._frozen().features if self.config.train.objective == "reward" else None
+        features = self.frozen().features if self.config.train.objective == "reward" else None
         return CohortArm(self.config, arm, self.cohort, self.out, features, self._prefixes)
 
-    def _frozen(self) -> FrozenFeatures:
+    def frozen(self) -> FrozenFeatures:
         """All texts' features under the base, one file for all processes of the run."""
         if self._features is None:
             self._features = self.cohort.texts.features(self.out / FEATURES_FILE)

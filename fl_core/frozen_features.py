@@ -21,14 +21,14 @@ from torch import Tensor
 
 from fl_core.atomic import locked, write_bytes
 from fl_core.errors import RunError
-from fl_core.features import GATE_PRECISION, POWER, SHRINKAGE, FeatureMap, Pooling
+from fl_core.features import GATE_PRECISION, POWER, SHRINKAGE, FeatureMap, Pooling, final_and_pooled
 from fl_core.prefix_store import Index, PrefixStore
-from fl_core.shared_text import pooled_features
 from fl_core.stopwatch import timed
+from fl_core.trunk import Trunk
 
 FEATURES_FILE = "features.safetensors"
 """Its name in a run's folder."""
-FORMAT = 2
+FORMAT = 3
 """Raised when the file holds something else: older files are then replaced."""
 LOCK_SECONDS = 3600.0
 """How long one process waits for another that computes the same file."""
@@ -36,10 +36,15 @@ LOCK_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """``features``, fitted to public texts, and ``phi`` [S, F] of every text under the base."""
+    """``features``, fitted to public texts, and ``phi`` [S, F] of every text under the base.
+
+    ``logprob`` [S]: the mean log-probability of a response's tokens under the base, in nats, of
+    the texts that are measured; NaN of others.
+    """
 
     features: FeatureMap
     phi: Tensor
+    logprob: Tensor
 
     def narrowed(self, width: int) -> FrozenFeatures:
         """To the leading ``width`` coordinates, see ``FeatureMap.narrowed``."""
@@ -48,39 +53,68 @@ class FrozenFeatures:
         narrow, scale = self.features.narrowed(width), 1.0
         if self.features.spread is not None:
             scale = math.sqrt(width / max(1e-12, float(self.features.spread[:width].sum())))
-        return FrozenFeatures(narrow, self.phi[:, :width] * scale)
+        return FrozenFeatures(narrow, self.phi[:, :width] * scale, self.logprob)
 
 
 def frozen_features(
-    path: Path, store: PrefixStore, pooling: Pooling, rated: Index, values: Index
+    path: Path,
+    store: PrefixStore,
+    pooling: Pooling,
+    rated: Index,
+    values: Index,
+    measured: Index | None = None,
 ) -> FrozenFeatures:
     """The features of all of the store's texts, from ``path`` or computed and kept there.
 
     ``rated`` and ``values`` are the public texts whose statistics scale the features: those that
-    users rate, and those of the values pairs.  A file of other texts, of another model or another
+    users may rate, and those of the values pairs.  ``measured`` are those whose log-probability under
+    the base is wanted (``None``: of none).  A file of other texts, of another model or another
     map is replaced.
     """
     plain = FeatureMap.plain(store.trunk.hidden, pooling, store.trunk.depths)
-    wanted = _fingerprint(store, plain, rated, values)
+    measured = np.zeros(0, dtype=np.int64) if measured is None else measured
+    wanted = _fingerprint(store, plain, rated, values, measured)
     with locked(path.with_name(f"{path.name}.lock"), LOCK_SECONDS):
         found = _read(path, plain, wanted)
         if found is None:
-            write_bytes(path, _bytes(_computed(store, plain, rated, values), wanted))
+            write_bytes(path, _bytes(_computed(store, plain, rated, values, measured), wanted))
             found = _read(path, plain, wanted)  # as every other process: products are the same to the bit
     if found is None:
         raise RunError(f"{path}: cannot be read back; is the disk full?")
     return found
 
 
-def _computed(store: PrefixStore, plain: FeatureMap, rated: Index, values: Index) -> FrozenFeatures:
-    pooled = pooled_features(store, plain, np.arange(len(store.texts)))
+def _computed(
+    store: PrefixStore, plain: FeatureMap, rated: Index, values: Index, measured: Index
+) -> FrozenFeatures:
+    pooled, logprob = _passed(store, plain, measured)
     used = torch.from_numpy(np.concatenate([rated, values]))
     fitted = plain.fitted(pooled[used], torch.arange(len(used)) >= len(rated)) if len(used) else plain
-    return FrozenFeatures(fitted, fitted.scaled(pooled))
+    return FrozenFeatures(fitted, fitted.scaled(pooled), logprob)
+
+
+@timed("frozen layers")
+@torch.no_grad()
+def _passed(store: PrefixStore, plain: FeatureMap, measured: Index) -> tuple[Tensor, Tensor]:
+    """([S, F0] pooled states, [S] mean log-probabilities), one pass of the base a text."""
+    pooled, logprob = torch.zeros(len(store.texts), plain.width), torch.full((len(store.texts),), math.nan)
+    for index in store.batches(np.arange(len(store.texts))):
+        entered = store.batch(index)
+        final, pooled[torch.from_numpy(index)] = final_and_pooled(store.trunk, plain, entered)
+        rows = torch.from_numpy(np.flatnonzero(np.isin(index, measured)))
+        if len(rows):
+            own = mean_logprob(store.trunk, final[rows], entered.ids[rows], entered.response[rows])
+            logprob[torch.from_numpy(index)[rows]] = own
+    return pooled, logprob
+
+
+def mean_logprob(trunk: Trunk, final: Tensor, ids: Tensor, response: Tensor) -> Tensor:
+    """[N] the mean log-probability of each response's tokens, in nats; 0 without one."""
+    return trunk.response_logprobs(final, ids, response) / response[:, 1:].sum(1).clamp_min(1)
 
 
 def _bytes(found: FrozenFeatures, fingerprint: str) -> bytes:
-    tensors = {"phi": found.phi.contiguous()}
+    tensors = {"phi": found.phi.contiguous(), "logprob": found.logprob}
     features = found.features
     if features.centre is not None and features.whiten is not None and features.spread is not None:
         fitted = {"centre": features.centre, "whiten": features.whiten, "spread": features.spread}
@@ -103,14 +137,14 @@ def _read(path: Path, plain: FeatureMap, fingerprint: str) -> FrozenFeatures | N
     if "whiten" in tensors:
         constants = (tensors["centre"], tensors["whiten"], tensors["spread"], tensors.get("gate"))
         features = FeatureMap(plain.width, plain.pooling, plain.depths, *constants)
-    return FrozenFeatures(features, tensors["phi"])
+    return FrozenFeatures(features, tensors["phi"], tensors["logprob"])
 
 
-def _fingerprint(store: PrefixStore, plain: FeatureMap, rated: Index, values: Index) -> str:
+def _fingerprint(store: PrefixStore, plain: FeatureMap, *used: Index) -> str:
     """Hash of all that decides the file: texts, weights, and how they are pooled and scaled."""
     digest = hashlib.sha256()
     settings = [FORMAT, plain.pooling, plain.depths, POWER, SHRINKAGE, GATE_PRECISION]
-    settings += [rated.tolist(), values.tolist()]
+    settings += [index.tolist() for index in used]
     digest.update(json.dumps(settings).encode())
     for text in store.texts:
         digest.update(json.dumps([text.ids, text.response]).encode())

@@ -30,7 +30,8 @@ class PublicTexts:
     pairs that train, ``floor`` those of every third public prompt, which set the values floor and
     never train, and ``hidden_values`` those that only an evaluation may look at.  ``rated`` are the
     texts that may be rated: all but those that are kept for UNSEEN records.  Whether anybody did
-    rate one changes nothing, or their statistics would say so.
+    rate one changes nothing, or their statistics would say so.  ``measured`` are all texts of which
+    an evaluation asks what the base itself prefers.
     """
 
     def __init__(self, config: RunConfig, population: Population, base: BaseModel) -> None:
@@ -47,6 +48,8 @@ class PublicTexts:
         self.hidden_values = _values(np.flatnonzero(~public) * 2 + first)
         unseen = population.records.of_split(Split.UNSEEN)
         kept = np.concatenate([unseen.chosen, unseen.rejected[unseen.rejected != NO_TEXT]])
+        hidden = self.hidden_values
+        self.measured = np.concatenate([np.arange(first), hidden.chosen, hidden.rejected])
         self.rated = np.setdiff1d(np.arange(first, dtype=np.int64), kept)
 
     def public_pairs(self, most: int) -> Examples:
@@ -63,7 +66,7 @@ class PublicTexts:
         count = min(len(values), max(2 * len(self.rated), FEWEST_FITTED))
         kept = values[np.linspace(0, len(values) - 1, count).round().astype(int)]
         store = PrefixStore(Trunk(self.base, []), self.tokens, budget=PrefixBudget(0))
-        return frozen_features(path, store, self.config.train.pooling, self.rated, kept)
+        return frozen_features(path, store, self.config.train.pooling, self.rated, kept, self.measured)
 
 
 def texts_of(*examples: Examples) -> npt.NDArray[np.int64]:

@@ -354,13 +354,3 @@ def features_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tens
 def pooled_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
     """[N, F] pooled states, before any whitening."""
     return final_and_pooled(trunk, features, entered)[1]
-
-
-@timed("frozen layers")
-@torch.no_grad()
-def pooled_features(store: PrefixStore, pool: FeatureMap, texts: Index) -> Tensor:
-    """[N, F] the base model's pooled states of ``texts``, before any whitening."""
-    rows = torch.zeros(len(store.texts), pool.width)
-    for index in store.batches(texts):
-        rows[torch.from_numpy(index)] = pooled_above(store.trunk, store.batch(index), pool)
-    return rows[torch.from_numpy(texts)]

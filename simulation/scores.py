@@ -14,23 +14,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fl_client.cohort import Cohort
 from fl_client.cohort_arm import CohortArm, example_margins
 from fl_client.head_arm import HeadArm
 from fl_client.store import PersonalState
 from fl_client.trainer import NodeTrainer
 from fl_core.engine import CohortState, Examples
+from fl_core.frozen_features import mean_logprob
+from fl_core.prefix_store import PrefixBudget, PrefixStore
 from fl_core.private_head import (
     TextTable,
     head_examples,
 )
 from fl_core.shared import Arrays, from_arrays
 from fl_core.stopwatch import timed
-from fl_core.trunk import Trunk, pad
+from fl_core.trunk import Trunk
 from simulation.held_out import TestPairs
 
 Margins = npt.NDArray[np.float64]
-ROWS = 32
-"""Texts in one pass of the base model."""
 
 
 class Scorer(Protocol):
@@ -152,24 +153,25 @@ def arm_scorer(
     return CohortScorer(trainer, CohortState(theta[None], weights, fusion.clone()), hidden)
 
 
-@timed("frozen layers")
-@torch.no_grad()
 def base_scorer(node: NodeTrainer) -> TextScorer:
     """The frozen base: the mean log-probability of a response's tokens, in nats."""
-    cohort = node.cohort
+    reward = node.config.train.objective == "reward"  # then the run has passed all texts already
+    scores = node.frozen().logprob if reward else _base_logprobs(node.cohort)
+    return TextScorer(_numpy(scores), node.cohort.texts.hidden_values)
+
+
+@timed("frozen layers")
+@torch.no_grad()
+def _base_logprobs(cohort: Cohort) -> Tensor:
+    """[S] of the measured texts; NaN of others."""
     trunk = Trunk(cohort.base, [])
-    pad_id = int(cohort.base.tokenizer.pad_token_id or 0)
-    own = np.arange(len(cohort.population.texts))
-    used = np.concatenate([own, cohort.texts.hidden_values.chosen, cohort.texts.hidden_values.rejected])
-    order = used[np.argsort([len(cohort.texts.tokens[int(text)].ids) for text in used], kind="stable")]
-    scores = np.full(len(cohort.texts.tokens), np.nan)  # public pairs are not measured
-    for start in range(0, len(order), ROWS):
-        index = order[start : start + ROWS]
-        ids, lengths, response = pad([cohort.texts.tokens[int(text)] for text in index], pad_id)
-        final = trunk.suffix(trunk.prefix(ids, lengths), lengths)
-        logprob = trunk.response_logprobs(final, ids, response)
-        scores[index] = _numpy(logprob / response[:, 1:].sum(1).clamp_min(1))
-    return TextScorer(scores, cohort.texts.hidden_values)
+    store = PrefixStore(trunk, cohort.texts.tokens, budget=PrefixBudget(0))
+    scores = torch.full((len(cohort.texts.tokens),), torch.nan)
+    for index in store.batches(cohort.texts.measured):
+        entered = store.batch(index)
+        final = trunk.suffix(entered.hidden, entered.lengths)
+        scores[torch.from_numpy(index)] = mean_logprob(trunk, final, entered.ids, entered.response)
+    return scores
 
 
 def _numpy(tensor: Tensor) -> Margins:

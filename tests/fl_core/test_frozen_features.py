@@ -44,7 +44,7 @@ def test_who_comes_later_reads_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(first.features.gate, second.features.gate)
 
 
-@pytest.mark.parametrize("change", ["model", "texts", "fit", "pooling", "broken"])
+@pytest.mark.parametrize("change", ["model", "texts", "fit", "pooling", "measured", "broken"])
 def test_a_file_of_something_else_is_replaced(change: str, tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     first = frozen_features(path, store_of(), "layers", *FIT)
@@ -56,11 +56,13 @@ def test_a_file_of_something_else_is_replaced(change: str, tmp_path: Path) -> No
         "texts": (store_of(texts=21), "layers", *FIT),
         "fit": (store_of(), "layers", FIT[0][:6], FIT[1]),
         "pooling": (store_of(), "last-mean", *FIT),
+        "measured": (store_of(), "layers", *FIT, np.arange(3)),
         "broken": (store_of(), "layers", *FIT),
     }[change]
     second = frozen_features(path, *other)  # type: ignore[arg-type]
     same = phi.shape == second.phi.shape and torch.equal(phi, second.phi)
-    assert same == (change == "broken")
+    assert same == (change in ("broken", "measured"))
+    assert int(second.logprob.isfinite().sum()) == (3 if change == "measured" else 0)
 
 
 def test_narrowed_features_are_those_of_the_narrowed_map(tmp_path: Path) -> None:

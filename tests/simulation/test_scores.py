@@ -98,11 +98,16 @@ def test_cohort_margins_are_those_of_each_user_s_own_model(
         assert margins[place] == pytest.approx(float(one[0] - one[1]), abs=2e-5)
 
 
+@pytest.mark.parametrize("objective", ["reward", "dpo"])
 def test_the_base_scores_a_text_by_its_mean_log_probability(
-    tiny_model_folder: Path, tiny_population_folder: Folders, tmp_path: Path
+    tiny_model_folder: Path, tiny_population_folder: Folders, tmp_path: Path, objective: str
 ) -> None:
-    node = _node(tiny_model_folder, tiny_population_folder("pairs"), tmp_path)
+    changes = {"train__objective": objective, "shared__component_trunk": objective == "dpo"}
+    node = _node(tiny_model_folder, tiny_population_folder("pairs"), tmp_path, **changes)
     scorer = base_scorer(node)
+    assert (tmp_path / "features.safetensors").exists() == (objective == "reward")
+    public = node.cohort.texts.values.chosen
+    assert np.isnan(scorer.scores[public]).all()  # nobody asks what the base makes of those that train
     assert isinstance(scorer, TextScorer) and len(scorer.scores) == len(node.cohort.texts.tokens)
     for text in (0, 7, len(node.cohort.texts.tokens) - 1):
         tokens = node.cohort.texts.tokens[text]
