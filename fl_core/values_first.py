@@ -12,8 +12,10 @@ stays.  *Other* public pairs, the floor's, judge:
 - a **user's** weights become the nearest, in M, of w(lambda) and of c w0, c in ``SHRINKS`` (0 is the
   shared adapter alone), whose share of rightly ordered floor pairs is surely not more than ``drop``
   below that of the shared adapter alone: not even ``STANDARD_ERRORS`` below its estimate.  The
-  standard error is that of paired comparisons, from the pairs that changed sides (McNemar 1947);
-  who changes none is always within.  Pairs count as independent, though those of one prompt are alike;
+  shares are smoothed, the mean of sigmoid(margin / tau) with tau ``SMOOTHING`` of the shared
+  adapter's mean |margin|: a pair that crosses zero by a hair says little of fresh pairs, and counting
+  it would make a harmless change look uncertain (smoothed error rates: Glick 1978).  The standard
+  error is that of the paired differences, counted as independent, though those of one prompt are alike;
 - a **released** head that noise had hidden the values from becomes the first point of the path whose
   share is not more than a tolerance below the best of the path.
 
@@ -40,8 +42,11 @@ STRENGTHS = (0.0, *(3.0 * 2.0**k for k in range(11)))
 """lambda, in records' worth of public pairs."""
 SHRINKS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.0)
 """Factors on a user's w0, where moving against the values is of no use."""
-STANDARD_ERRORS = 3.0
-"""How sure it must be that a user's values have not dropped."""
+STANDARD_ERRORS = 5.0
+"""How sure it must be that a user's values have not dropped; three of fresh pairs, counted, are about
+five of smoothed ones (docs/decisions.md)."""
+SMOOTHING = 0.25
+"""tau, over the mean |margin| of the shared adapter alone."""
 RATED = 0.8
 """Share of M that is the covariance of public rated texts; the rest is the identity."""
 NEWTON_STEPS = 8
@@ -81,8 +86,9 @@ def values_first(
     if not len(public.z) or not len(floor.z) or not len(weights):
         return weights
     reach = torch.stack([*_path(weights, public, precision * metric), *(c * weights for c in SHRINKS)])
-    alone = _right(floor, torch.zeros(1, weights.shape[1]))
-    kept = torch.stack([_surely_within(_right(floor, moved) - alone, drop) for moved in reach])
+    tau = SMOOTHING * floor.offset.abs().mean().clamp_min(1e-6)
+    alone = torch.sigmoid(floor.offset / tau)
+    kept = torch.stack([_surely_within(_smoothed(floor, moved, tau) - alone, drop) for moved in reach])
     distance = (((reach - weights) @ metric) * (reach - weights)).sum(2)
     distance[~kept] = torch.inf
     return reach[distance.argmin(0), torch.arange(len(weights))]
@@ -128,6 +134,11 @@ def _path(start: Tensor, public: PublicPairs, stiffness: Tensor) -> list[Tensor]
 def _loss(start: Tensor, pairs: PublicPairs, stiffness: Tensor, weights: Tensor) -> Tensor:
     """[U] what equation (1) minimises."""
     return 0.5 * (((weights - start) @ stiffness) * (weights - start)).sum(1) + pairs.loss(weights)
+
+
+def _smoothed(floor: PublicPairs, weights: Tensor, tau: Tensor) -> Tensor:
+    """[U, V] sigmoid(margin / tau) of each pair under each user's weights."""
+    return torch.sigmoid((floor.offset + weights @ floor.z.T) / tau)
 
 
 def _right(floor: PublicPairs, weights: Tensor) -> Tensor:

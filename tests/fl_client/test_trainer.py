@@ -690,7 +690,7 @@ def test_nobody_with_records_and_no_values_pairs(make: Make, tmp_path: Path, cha
     assert not state.after.any() and np.isfinite(state.fusion).all()
     start = initial_shared(node.config, "dual")
     assert all(np.array_equal(shared[name], start[name]) for name in start)
-    assert node.arm("dual").adapter.features.whiten is None  # nothing public to whiten by
+    assert node.arm("dual").adapter.features.gate is None  # texts that may be rated are all there is
 
 
 # --- Methods and objectives -------------------------------------------------------------

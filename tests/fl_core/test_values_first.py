@@ -13,6 +13,7 @@ from fl_core import values_first as module
 from fl_core.private_head import PublicPairs
 from fl_core.values_first import (
     RATED,
+    SMOOTHING,
     STANDARD_ERRORS,
     STRENGTHS,
     public_metric,
@@ -41,11 +42,12 @@ def share(floor: PublicPairs, weights: Tensor) -> Tensor:
 
 
 def surely(floor: PublicPairs, weights: Tensor) -> Tensor:
-    """[U] three standard errors of the paired difference below its estimate, by hand."""
-    alone = right(floor, torch.zeros(1, 3))
-    now = right(floor, weights)
-    gained, lost = (now > alone).sum(1), (now < alone).sum(1)
-    return ((gained - lost) - STANDARD_ERRORS * (gained + lost).float().sqrt()) / now.shape[1]
+    """[U] the smoothed share's change less its standard errors, in float64 by hand."""
+    tau = SMOOTHING * float(floor.offset.abs().mean())
+    margin = (floor.offset + weights @ floor.z.T).double().numpy()
+    change = 1 / (1 + np.exp(-margin / tau)) - 1 / (1 + np.exp(-floor.offset.double().numpy() / tau))
+    error = np.sqrt((change**2).sum(1)) / change.shape[1]
+    return torch.from_numpy(change.mean(1) - STANDARD_ERRORS * error)
 
 
 PUBLIC, FLOOR = pairs(200, 0, target=2.0), pairs(150, 1, target=0.4)
@@ -74,7 +76,7 @@ def test_who_breaks_it_is_moved_until_it_surely_holds() -> None:
 
 
 def test_an_estimate_within_the_drop_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen pairs lost and sixteen won: no drop in the mean, and no certainty either."""
+    """Sixteen pairs lost for good and sixteen won: no drop in the mean, and no certainty either."""
     z = torch.zeros(200, 3)
     z[:16, 0], z[16:32, 0] = 1.0, -1.0
     floor = PublicPairs(z, torch.where(z[:, 0] < 0, 0.5, torch.where(z[:, 0] > 0, -0.5, 1.0)), 1.0)
@@ -83,6 +85,18 @@ def test_an_estimate_within_the_drop_is_not_enough(monkeypatch: pytest.MonkeyPat
     moved = moved_by(weights, 0.01, floor=floor)
     assert not torch.equal(moved, weights)
     monkeypatch.setattr(module, "STANDARD_ERRORS", 0.0)
+    assert torch.equal(moved_by(weights, 0.01, floor=floor), weights)
+
+
+def test_pairs_that_cross_zero_by_a_hair_are_no_loss() -> None:
+    """Forty undecided pairs tip over, as fresh ones would tip back; counted, they would forbid the move."""
+    z = torch.zeros(400, 3)
+    z[:40, 0] = torch.linspace(-1.0, -0.9, 40)
+    z[40:80, 0] = torch.linspace(0.9, 1.0, 40)
+    offset = torch.full((400,), 2.0)
+    offset[:40], offset[40:80] = 0.004, -0.02
+    floor, weights = PublicPairs(z, offset, 1.0), torch.tensor([[0.01, 0.3, 0.0]])
+    assert share(floor, weights) < share(floor, torch.zeros(1, 3)) - 0.05
     assert torch.equal(moved_by(weights, 0.01, floor=floor), weights)
 
 
