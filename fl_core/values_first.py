@@ -42,9 +42,9 @@ STRENGTHS = (0.0, *(3.0 * 2.0**k for k in range(11)))
 """lambda, in records' worth of public pairs."""
 SHRINKS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.0)
 """Factors on a user's w0, where moving against the values is of no use."""
-STANDARD_ERRORS = 5.0
+STANDARD_ERRORS = 6.0
 """How sure it must be that a user's values have not dropped; three of fresh pairs, counted, are about
-five of smoothed ones (docs/decisions.md)."""
+twice as many of smoothed ones (docs/decisions.md)."""
 SMOOTHING = 0.25
 """tau, over the mean |margin| of the shared adapter alone."""
 RATED = 0.8

@@ -178,15 +178,22 @@ def pictures(results: Results) -> dict[str, Picture | None]:
     }
 
 
+PART_OF = {"flower": "training", "train": "training", "measure": "evaluate"}
+"""Seconds that are contained in those of another name, where that is there."""
+
+
 def with_report_seconds(results: Results, elapsed: float) -> Results:
     """``results`` with ``seconds.report`` and ``seconds.total`` where they were missing."""
     seconds = dict(results.seconds)
     if seconds.get("report") is None:
         seconds["report"] = elapsed
     if seconds.get("total") is None:
-        seconds["total"] = sum(
-            flat({key: value for key, value in seconds.items() if value is not None}).values()
-        )
+        parts = {
+            key: value
+            for key, value in seconds.items()
+            if value is not None and seconds.get(PART_OF.get(key, "")) is None
+        }
+        seconds["total"] = sum(flat(parts).values())
     return replace(results, seconds=seconds)
 
 

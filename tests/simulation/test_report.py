@@ -75,6 +75,11 @@ def test_unseen_is_left_out_where_there_is_none() -> None:
     assert "arms_unseen" not in content and "references_unseen" not in content
 
 
+def test_seconds_that_are_part_of_others_count_once() -> None:
+    parts = {"flower": 5.0, "train": {"dual": 20.0}, "training": 30.0, "evaluate": 8.0, "measure": 7.0}
+    assert report_json(sample(seconds={**parts, "report": 1.0}))["seconds"]["total"] == 39.0
+
+
 def test_given_seconds_are_kept() -> None:
     assert report_json(sample(seconds={"report": 1.0, "total": 2.0}))["seconds"] == {
         "report": 1.0,
