@@ -70,11 +70,13 @@ def train(msg, context):
 """
 
 DRIVER = """
+import signal
 import sys
 from pathlib import Path
 from fl_core.config import RunConfig
 from simulation.launch import FlowerApp, Resources, federated_run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
 app = FlowerApp("tiny_server:app", "tiny_client:app", Path(sys.argv[1]))
 config = RunConfig(population="slow")
 say = lambda progress: print(progress.phase, flush=True)
