@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,10 +28,10 @@ import numpy as np
 
 from fl_core.atomic import write_json
 from fl_core.errors import ConfigurationError, RunError
+from fl_core.profiles import peak_mb
 
 CONTENDERS = ("engine", "trl", "trl, precomputed")
-PAIRS, TOKENS, RESPONSE, LAYERS, RANK, ALPHA, BETA = 8, 128, 64, 8, 4, 8.0, 0.1
-TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+PAIRS, TOKENS, RESPONSE, LAYERS, BETA = 8, 128, 64, 8, 0.1
 CLIP, SIGMA, RATE = 0.5, 1.0, 1e-4
 
 
@@ -94,27 +93,17 @@ def _texts() -> Any:
     return ids.reshape(2 * PAIRS, TOKENS)
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def _engine(steps: int) -> dict[str, float]:
     import torch
 
-    from benchmarks.speed import base_of
-    from fl_core.adapters import DualAdapter, Site
+    from benchmarks.speed import base_of, engine_lora
     from fl_core.cohort import StepPlan, train_cohort
-    from fl_core.config import AdapterSpec, TrainConfig
+    from fl_core.config import TrainConfig
     from fl_core.engine import CohortEngine, CohortState, Examples
     from fl_core.privacy import SimulationNoise
-    from fl_core.trunk import Tokens, Trunk
+    from fl_core.trunk import Tokens
 
-    spec = AdapterSpec(kind="lora", rank=RANK, alpha=ALPHA, targets=",".join(TARGETS), layers=f"top:{LAYERS}")
-    trunk = Trunk(base_of("135m"), [(TARGETS, spec.layers)])
-    names = trunk.names_of(TARGETS, spec.layers)
-    sites = tuple(Site(name, *reversed(trunk.sites[name].weight.shape)) for name in names)
-    weights = {name: site.weight for name, site in trunk.sites.items()}
-    adapter = DualAdapter(spec, None, sites, (), trunk.hidden, False, seed=0, weights=weights)
+    trunk, adapter = engine_lora(base_of("135m"), LAYERS, head=False)
     shown = tuple(place >= TOKENS - RESPONSE for place in range(TOKENS))
     texts = tuple(Tokens(tuple(int(token) for token in row), shown) for row in _texts())
     engine = CohortEngine(trunk, adapter, texts, TrainConfig(objective="dpo", beta=BETA))
@@ -122,7 +111,7 @@ def _engine(steps: int) -> dict[str, float]:
     examples = Examples(np.zeros_like(first), first, first + PAIRS, np.ones_like(first))
     state = CohortState(adapter.initial_shared()[None], torch.zeros(1, 0), torch.ones(1, 2))
     plan = StepPlan(1, "adam", RATE, CLIP, SIGMA, denominator=float(PAIRS))
-    start, times = _peak_mb(), []
+    start, times = peak_mb(), []
     for step in range(steps):
         began = time.perf_counter()
         state = train_cohort(engine, state, examples, [0], "shared", plan, SimulationNoise(0), step)
@@ -133,21 +122,11 @@ def _engine(steps: int) -> dict[str, float]:
 def _trl(steps: int, precomputed: bool) -> dict[str, float]:
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
-    from benchmarks.speed import base_of
-    from fl_core.base_model import trunk_layers
+    from benchmarks.speed import base_of, peft_lora
 
     base = base_of("135m")
-    depth = len(trunk_layers(base.model))
-    lora = LoraConfig(
-        r=RANK,
-        lora_alpha=int(ALPHA),
-        target_modules=list(TARGETS),
-        layers_to_transform=list(range(depth - LAYERS, depth)),
-        task_type="CAUSAL_LM",
-    )
     ids = torch.from_numpy(_texts())
     shown = torch.zeros_like(ids)
     shown[:, TOKENS - RESPONSE :] = 1
@@ -166,11 +145,15 @@ def _trl(steps: int, precomputed: bool) -> dict[str, float]:
         )
         never = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * PAIRS)
         trainer = DPOTrainer(
-            base.model, args=settings, train_dataset=never, processing_class=base.tokenizer, peft_config=lora
+            base.model,
+            args=settings,
+            train_dataset=never,
+            processing_class=base.tokenizer,
+            peft_config=peft_lora(base, LAYERS, task_type="CAUSAL_LM"),
         )
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1  # which train() would set
-        start, times = _peak_mb(), []
+        start, times = peak_mb(), []
         began = time.perf_counter()
         if precomputed:
             with torch.no_grad():
@@ -193,7 +176,7 @@ def _told(times: Sequence[float], start: float) -> dict[str, float]:
         "first_seconds": times[0],
         "step_seconds": statistics.median(later),
         "start_mb": start,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
     }
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 from fl_core.atomic import write_json
 from fl_core.errors import RunError
 from fl_core.frozen_features import FEATURES_FILE
+from fl_core.profiles import peak_mb
 
 WORLD = ("world.prompts=24", "world.answers=8")
 """Few texts, so that a hundred users rate all of them: rows then differ in users alone."""
@@ -101,8 +101,7 @@ def _row(population: Path, arm: str, rounds: int, out: Path, measure: bool) -> d
     from fl_core.config import RunConfig
 
     torch.set_num_threads(1)
-    settings = {"federation.rounds": rounds, "privacy.sampling-rate": 1.0}
-    config = RunConfig.from_flat(settings)
+    config = RunConfig.from_flat({"federation.rounds": rounds})
     node = NodeTrainer(config, population, out, 0, 1)
     users = len(node.cohort.users)
     node.arm(arm)
@@ -123,7 +122,7 @@ def _row(population: Path, arm: str, rounds: int, out: Path, measure: bool) -> d
         "round_ms_a_user": MILLI * statistics.median(times[1:] or times) / users,
         "round_ms_a_user_range": [MILLI * time / users for time in (min(times), max(times))],
         "personal_ms_a_user": MILLI * personal / users,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "peak_mb": peak_mb(),
         "disk_bytes_a_user": size / users,
     }
 

@@ -57,6 +57,7 @@ from fl_core.shared_text import SharedTextEngine
 from fl_core.trunk import Tokens, Trunk
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+RANK, ALPHA = 4, 8.0
 CLIP, SIGMA, RATE, RECORDS = 0.5, 1.0, 0.05, 16
 AGREEMENT = 1e-5
 
@@ -109,6 +110,32 @@ def base_of(name: str) -> BaseModel:
     return BaseModel(model, embedded.tokenizer, name, "")
 
 
+def engine_lora(base: BaseModel, layers: int, head: bool) -> tuple[Trunk, DualAdapter]:
+    """Duet's LoRA on the top ``layers`` of a base (0: on none), with a reward head if ``head``."""
+    targets = TARGETS if layers else ()
+    spec = AdapterSpec(
+        kind="lora", rank=RANK, alpha=ALPHA, targets=",".join(targets), layers=f"top:{max(1, layers)}"
+    )
+    trunk = Trunk(base, [(targets, spec.layers)])
+    names = trunk.names_of(targets, spec.layers)
+    sites = tuple(Site(name, *reversed(trunk.sites[name].weight.shape)) for name in names)
+    weights = {name: site.weight for name, site in trunk.sites.items()}
+    return trunk, DualAdapter(spec, None, sites, (), trunk.hidden, head, seed=0, weights=weights)
+
+
+def peft_lora(base: BaseModel, layers: int, **more: Any) -> LoraConfig:
+    """The same for PEFT."""
+    depth = len(trunk_layers(base.model))
+    return LoraConfig(
+        r=RANK,
+        lora_alpha=int(ALPHA),
+        lora_dropout=0.0,
+        target_modules=list(TARGETS),
+        layers_to_transform=list(range(depth - layers, depth)),
+        **more,
+    )
+
+
 class Jobs:
     """A workload's texts and votes, and Duet's engine on them."""
 
@@ -124,15 +151,7 @@ class Jobs:
         own = np.arange(count).reshape(work.users, RECORDS) if not work.texts else None
         drawn = generator.integers(0, count, (work.users, RECORDS))
         self.owned = drawn if own is None else own
-        targets = TARGETS if work.layers else ()
-        spec = AdapterSpec(
-            kind="lora", rank=4, alpha=8.0, targets=",".join(targets), layers=f"top:{max(1, work.layers)}"
-        )
-        self.spec, self.trunk = spec, Trunk(self.base, [(targets, spec.layers)])
-        names = self.trunk.names_of(targets, spec.layers)
-        sites = tuple(Site(name, *reversed(self.trunk.sites[name].weight.shape)) for name in names)
-        weights = {name: site.weight for name, site in self.trunk.sites.items()}
-        self.adapter = DualAdapter(spec, None, sites, (), self.trunk.hidden, True, seed=0, weights=weights)
+        self.trunk, self.adapter = engine_lora(self.base, work.layers, head=True)
         noise = torch.randn(self.adapter.shared_layout.size, generator=torch.Generator().manual_seed(1))
         self.theta = self.adapter.initial_shared() + 0.02 * noise
         self.train = TrainConfig(objective="reward", pooling="last")
@@ -199,15 +218,7 @@ class Client(nn.Module):
         self.model: Any = model
         if not jobs.work.layers:
             return
-        depth = len(trunk_layers(jobs.base.model))
-        config = LoraConfig(
-            r=jobs.spec.rank,
-            lora_alpha=int(jobs.spec.alpha),
-            lora_dropout=0.0,
-            target_modules=list(TARGETS),
-            layers_to_transform=list(range(depth - jobs.work.layers, depth)),
-        )
-        self.model = get_peft_model(model, config)
+        self.model = get_peft_model(model, peft_lora(jobs.base, jobs.work.layers))
 
     def parts(self) -> list[tuple[str, nn.Parameter]]:
         """(the engine's name of a part, the parameter that holds it), in the engine's order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,12 @@ class ArmTrainer:
                 personal_steps=state.personal_steps_before + online * personal,
             )
         )
+
+
+def parts(count: int, most: int) -> Iterator[slice]:
+    """``count`` users, at most ``most`` at a time."""
+    for start in range(0, count, most):
+        yield slice(start, min(start + most, count))
 
 
 def chosen_fusion(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fl_client.arm_trainer import ArmTrainer, chosen_fusion
+from fl_client.arm_trainer import ArmTrainer, chosen_fusion, parts
 from fl_client.cohort import Cohort
 from fl_core import fusion
 from fl_core.cohort import StepPlan, train_cohort
@@ -84,7 +84,7 @@ class CohortArm(ArmTrainer):
         public: Tensor | None = None,
     ) -> CohortState:
         """The users at ``rows`` after a plan's steps on their TRAIN records."""
-        keys, examples = [self.keys[row] for row in rows], of_users(self.train_examples, rows)
+        keys, examples = [self.keys[row] for row in rows], self.train_examples.of_users(rows)
         return train_cohort(
             self.engine, members, examples, keys, part, plan, self.noise, server_round, public
         )
@@ -101,7 +101,7 @@ class CohortArm(ArmTrainer):
             members = self._members(theta, state.before[rows])
             trained = self._trained(members, rows, "personal", plan, server_round)
             after[rows] = trained.personal.numpy()
-            chosen[rows] = self._fuse(trained, rows, of_users(held, rows), server_round)
+            chosen[rows] = self._fuse(trained, rows, held.of_users(rows), server_round)
         done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + plan.steps))
         return len(self.keys)
@@ -164,9 +164,8 @@ class CohortArm(ArmTrainer):
         grid = fusion.candidates(step=0.5, most=1.0)
         grid = grid[grid[:, 0] == 1.0]
         users = len(rows)
-        values = self.cohort.texts.floor.take(
-            np.arange(min(len(self.cohort.texts.floor), FLOOR_PAIRS_PER_USER_PASS))
-        )
+        judges = self.cohort.texts.floor
+        values = judges.take(np.arange(min(len(judges), FLOOR_PAIRS_PER_USER_PASS)))
         everyone = np.arange(users, dtype=np.int64)
         repeated = Examples(
             np.repeat(everyone, len(values)),
@@ -186,8 +185,7 @@ class CohortArm(ArmTrainer):
 
 def _parts(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     """Users a part at a time."""
-    for start in range(0, len(rows), USERS_AT_A_TIME):
-        yield rows[start : start + USERS_AT_A_TIME]
+    return (rows[part] for part in parts(len(rows), USERS_AT_A_TIME))
 
 
 def example_margins(engine: CohortEngine, examples: Examples, state: CohortState) -> Tensor:
@@ -197,10 +195,3 @@ def example_margins(engine: CohortEngine, examples: Examples, state: CohortState
     margin = chosen * torch.from_numpy(examples.label).float()
     other = engine.scores(examples.user[pairs], examples.rejected[pairs], state)
     return margin.index_add(0, torch.from_numpy(pairs), -other)
-
-
-def of_users(examples: Examples, rows: npt.NDArray[np.int64]) -> Examples:
-    """The examples, sorted by user, of the node's users at ``rows``, renumbered by their place there."""
-    first, end = (np.searchsorted(examples.user, rows, side=side) for side in ("left", "right"))
-    index = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)] or [rows])
-    return replace(examples.take(index), user=np.repeat(np.arange(len(rows)), end - first))

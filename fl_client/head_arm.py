@@ -6,7 +6,6 @@ the shared numbers, then the shared numbers' gradient given the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fl_client.arm_trainer import ArmTrainer, chosen_fusion
+from fl_client.arm_trainer import ArmTrainer, chosen_fusion, parts
 from fl_client.cohort import Cohort, schedule
 from fl_core import fusion
 from fl_core.cohort import cohort_noise, sample_records
@@ -113,7 +112,9 @@ class HeadArm(ArmTrainer):
         if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
             steps = self.config.train.personal_steps
             weights = self._personal_round(theta, weights, online, server_round)
-        taken = self._sampled(slice(0, len(self.keys)), online, server_round, Purpose.SHARED_SAMPLE, 0)
+        key = (server_round, 0, Purpose.SHARED_SAMPLE)
+        taken = sample_records(self.train_examples, self.keys, self.shared_rate, self.noise, *key)
+        taken &= online[self.train_examples.user]
         coefficients, bias = self._coefficients(theta, weights, server_round)
         weight = self._weights(taken, online, server_round)
         total, _ = self.engine.clipped_sum(
@@ -135,7 +136,7 @@ class HeadArm(ArmTrainer):
         metric = self._public_metric(theta)
         after = self.store.rows(self.cohort.users, state.before.shape[1])
         chosen = np.empty_like(state.fusion)
-        for rows in _parts(len(self.keys)):
+        for rows in parts(len(self.keys), USERS_AT_A_TIME):
             own = torch.from_numpy(np.array(state.before[rows]))
             everyone = np.ones(len(own), dtype=bool)
             own = self._own_steps(rows, problem, public, own, everyone, server_round, steps)
@@ -147,7 +148,7 @@ class HeadArm(ArmTrainer):
                 self.config.train.prior_precision,
                 self.config.values_drop,
             )
-            held_back = head_examples(self.adapter, theta, table, held.of_users(rows))
+            held_back = head_examples(self.adapter, theta, table, held.of_users(np.r_[rows]))
             after[rows], chosen[rows] = own.numpy(), self._fuse(rows, judges, held_back, own, server_round)
         done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
         self.store.save(replace(done, personal_steps=state.personal_steps_before + steps))
@@ -202,19 +203,10 @@ class HeadArm(ArmTrainer):
         table = self.engine.features(theta, self.round_texts)
         problem, public = self._problem(theta, table), self._public(theta, table)
         moved = torch.empty_like(weights)
-        for rows in _parts(len(self.keys)):
+        for rows in parts(len(self.keys), USERS_AT_A_TIME):
             part, users = weights[rows], online[rows]
             moved[rows] = self._own_steps(rows, problem, public, part, users, server_round, steps)
         return moved
-
-    def _sampled(
-        self, rows: slice, users: npt.NDArray[np.bool_], server_round: int, purpose: Purpose, step: int
-    ) -> npt.NDArray[np.bool_]:
-        """[E] which TRAIN records of the users at ``rows`` a step takes; none where ``users`` says so."""
-        rate = self.shared_rate if purpose == Purpose.SHARED_SAMPLE else self.rate
-        examples = self.train_examples.of_users(rows)
-        taken = sample_records(examples, self.keys[rows], rate, self.noise, server_round, step, purpose)
-        return taken & users[examples.user]
 
     def _problem(self, theta: Tensor, table: TextTable) -> HeadExamples:
         return head_examples(self.adapter, theta, table, self.train_examples)
@@ -260,10 +252,11 @@ class HeadArm(ArmTrainer):
         """DP-SGD on each user's weights; returns the mean of the second half of the iterates."""
         train, keys = self.config.train, self.keys[rows]
         std = self.sigmas.personal * self.config.privacy.clip
-        here = torch.from_numpy(users)[:, None]
+        here, examples = torch.from_numpy(users)[:, None], self.train_examples.of_users(np.r_[rows])
         kept, tail = torch.zeros_like(weights), 0
         for step in range(steps):
-            taken = self._sampled(rows, users, server_round, Purpose.PERSONAL_SAMPLE, step)
+            key = (server_round, step, Purpose.PERSONAL_SAMPLE)
+            taken = sample_records(examples, keys, self.rate, self.noise, *key) & users[examples.user]
             sums = head_gradient_sums(own, weights, torch.from_numpy(taken).float(), self.clip)
             shape = (len(weights), weights.shape[1])
             noise = cohort_noise(shape, keys, std, self.noise, server_round, step, Purpose.PERSONAL_STEP)
@@ -296,12 +289,6 @@ class HeadArm(ArmTrainer):
         floor = common[None, None] * torch.from_numpy(grid[:, :1, None].transpose(2, 0, 1)).float()
         floor = floor + own[:, None] * torch.from_numpy(grid[:, 1:, None].transpose(2, 0, 1)).float()
         return chosen_fusion(self, np.array(self.keys[rows]), grid, utility, floor, server_round)
-
-
-def _parts(users: int) -> Iterator[slice]:
-    """Users a part at a time."""
-    for start in range(0, users, USERS_AT_A_TIME):
-        yield slice(start, min(start + USERS_AT_A_TIME, users))
 
 
 def _mixed(problem: HeadExamples, weights: Tensor, grid: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ Objective = Literal["reward", "dpo", "kto", "sft"]
 Method = Literal["components", "fedit", "ffa", "fdlora", "fdlora-as-printed"]
 ArmName = Literal["shared", "local", "dual", "shared_dp", "local_dp", "dual_dp"]
 
+CHANGES_NO_ARM = frozenset({"arms", "profile", "federation.deadline-seconds"})
+"""Settings that may change when a run is resumed: none of them changes what an arm learns."""
+
 T = TypeVar("T", bound=BaseModel)
 
 FROZEN = ConfigDict(frozen=True, extra="forbid")

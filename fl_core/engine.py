@@ -64,16 +64,16 @@ class Examples:
         """The examples at ``index``."""
         return Examples(self.user[index], self.chosen[index], self.rejected[index], self.label[index])
 
-    def of_users(self, rows: slice) -> Examples:
-        """Those of consecutive users, counted from the first of them.
+    def of_users(self, rows: npt.NDArray[np.int64]) -> Examples:
+        """Those of the users ``rows``, an increasing index, renumbered by their place there.
 
         The examples must be sorted by user; raises ``DataError`` otherwise.
         """
         if np.any(np.diff(self.user) < 0):
             raise DataError("examples: must be sorted by user to be taken by user")
-        first, end = np.searchsorted(self.user, [rows.start, rows.stop])
-        kept = self.take(np.arange(first, end))
-        return replace(kept, user=kept.user - rows.start)
+        first, end = (np.searchsorted(self.user, rows, side=side) for side in ("left", "right"))
+        index = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)] or [rows])
+        return replace(self.take(index), user=np.repeat(np.arange(len(rows)), end - first))
 
 
 @dataclass(frozen=True)

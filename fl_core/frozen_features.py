@@ -2,7 +2,8 @@
 
 Where the reward head alone is trained, a text's features never change: nodes, arms, rounds and
 the evaluation share one file, which is mapped into memory.  It also holds the public constants
-of the feature map, which adapters in the trunk need as well.
+of the feature map, which adapters in the trunk need as well, and what the base itself makes of the
+texts that an evaluation asks about: it comes from the same pass.
 """
 
 from __future__ import annotations

@@ -35,9 +35,13 @@ class Profile:
 
 def save_profile(out: Path, process: str) -> None:
     """Write what this process has spent so far; the next call replaces it."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    write_json(out / FOLDER / f"{process}.json", asdict(Profile(process, dict(SPENT), peak_mb())))
+
+
+def peak_mb() -> float:
+    """The most memory that this process ever had resident, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    write_json(out / FOLDER / f"{process}.json", asdict(Profile(process, dict(SPENT), peak / unit)))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def read_profiles(out: Path) -> list[Profile]:

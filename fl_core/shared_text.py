@@ -348,9 +348,4 @@ def _connected(count: int, examples: Examples) -> Index:
 
 def features_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
     """[N, F] phi by a pass above the prefix, under the adapters that are in place."""
-    return features.scaled(pooled_above(trunk, entered, features))
-
-
-def pooled_above(trunk: Trunk, entered: Entered, features: FeatureMap) -> Tensor:
-    """[N, F] pooled states, before any whitening."""
-    return final_and_pooled(trunk, features, entered)[1]
+    return features.scaled(final_and_pooled(trunk, features, entered)[1])

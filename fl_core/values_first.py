@@ -43,8 +43,8 @@ STRENGTHS = (0.0, *(3.0 * 2.0**k for k in range(11)))
 SHRINKS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.0)
 """Factors on a user's w0, where moving against the values is of no use."""
 STANDARD_ERRORS = 6.0
-"""How sure it must be that a user's values have not dropped; three of fresh pairs, counted, are about
-twice as many of smoothed ones (docs/decisions.md)."""
+"""How sure it must be that a user's values have not dropped.  Smoothed shares vary less than those of
+fresh pairs that are counted, so more of them are asked for than the usual three (docs/decisions.md)."""
 SMOOTHING = 0.25
 """tau, over the mean |margin| of the shared adapter alone."""
 RATED = 0.8

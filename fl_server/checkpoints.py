@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fl_core.atomic import write_bytes
-from fl_core.config import RunConfig, Scalar
+from fl_core.config import CHANGES_NO_ARM, RunConfig, Scalar
 from fl_core.errors import ConfigurationError, RunError
 from fl_core.wire import Arrays
 from strategies.base import RoundStats
@@ -29,8 +29,8 @@ from strategies.server_optimizer import OptimizerState
 
 FORMAT = "duet-checkpoint-1"
 
-NOT_COMPARED = frozenset({"out", "arms", "profile", "federation.deadline-seconds"})
-"""Settings that may change between a run and its resumption: none of them changes an arm."""
+NOT_COMPARED = CHANGES_NO_ARM | {"out"}
+"""Settings that a checkpoint and the run that resumes it need not share."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_core.atomic import write_json
-from fl_core.config import RunConfig
+from fl_core.config import CHANGES_NO_ARM, RunConfig
 from fl_core.errors import ConfigurationError, RunError
 from fl_core.profiles import save_profile
 from fl_core.records import Population
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 SECONDS_FILE = "seconds.json"
 POPULATION_FOLDER = "population"
-
-MAY_CHANGE = frozenset({"arms", "profile", "federation.deadline-seconds"})
-"""Settings that a resumed run may change: a finished arm stays, further ones are trained."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def changed(found: Any, wanted: Any) -> Iterator[str]:
     for part in ("config", "tables"):
         old, new = _flat(found.get(part, {})), _flat(wanted[part])
         for key in old.keys() | new.keys():
-            if key not in MAY_CHANGE and old.get(key) != new.get(key):
+            if key not in CHANGES_NO_ARM and old.get(key) != new.get(key):
                 yield f"{key}: {old.get(key)!r}, now {new.get(key)!r}"
 
 

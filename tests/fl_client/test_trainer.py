@@ -444,8 +444,8 @@ def test_what_leaves_without_noise_is_bounded_by_the_clip(make: Make) -> None:
         arm = one_less.arm("shared_dp")
         arm.noise = _WithoutNoise(0)
         assert isinstance(arm, HeadArm)
-        sampled = arm._sampled
-        arm._sampled = lambda *a, r=record, f=sampled: f(*a) & (np.arange(len(own)) != r)  # type: ignore[method-assign]
+        kept, weights = np.arange(len(own)) != record, arm._weights
+        arm._weights = lambda taken, *a, k=kept, f=weights: f(taken & k, *a)  # type: ignore[method-assign]
         part, _ = one_less.train("shared_dp", 1, shared)
         moves.append(np.sqrt(sum(float(np.square(whole[n] - part[n]).sum()) for n in whole)))
     bound = node.config.privacy.clip / node.config.train.expected_batch
