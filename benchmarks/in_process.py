@@ -20,16 +20,20 @@ from fl_core.shared import Arm, Arrays, initial_shared
 from simulation.held_out import held_out_pairs
 from simulation.metrics import right, user_means
 from simulation.scores import arm_scorer
+from strategies.aggregation import round_mean
 from strategies.server_optimizer import OptimizerState, server_step
+from strategies.user_level import server_noise
 
 
 def rounds_of(node: NodeTrainer, config: RunConfig, arm: str) -> Iterator[tuple[int, Arrays]]:
     """(round, shared adapter after it) of every round, with one node that hosts all users."""
     theta, state = initial_shared(config, arm), OptimizerState()
+    noise = server_noise(config.privacy, config.seed)
     for server_round in range(1, config.federation.rounds + 1):
         sums, users = node.train(arm, server_round, theta)
-        update = {name: value.astype(np.float64) / max(1, users) for name, value in sums.items()}
-        theta, state = server_step(config, arm, theta, update, users, state)
+        if users:
+            update, everyone = round_mean(config, arm, [(sums, users)], noise, server_round)
+            theta, state = server_step(config, arm, theta, update, everyone, state)
         yield server_round, theta
 
 

@@ -16,7 +16,7 @@ from fl_client.store import PersonalState, PersonalStore
 from fl_core import fusion
 from fl_core.config import RunConfig
 from fl_core.features import FeatureMap
-from fl_core.privacy import SimulationNoise
+from fl_core.privacy import NoiseSource, SimulationNoise, SystemNoise
 from fl_core.records import Split
 from fl_core.shared import (
     Arm,
@@ -43,11 +43,13 @@ class ArmTrainer:
         self.config, self.arm, self.cohort = config, arm, cohort
         self.trunk, self.adapter = build_arm(config, arm, cohort.base, features, trunk)
         self.sigmas = arm_sigmas(config, arm)
-        self.noise = SimulationNoise(config.seed)
+        system = config.privacy.noise == "system"
+        self.noise: NoiseSource = SystemNoise() if system else SimulationNoise(config.seed)
         self.clip = config.privacy.clip if arm.private else None
         self.rate = config.privacy.sampling_rate if arm.private else 1.0
         self.private_uploads = config.noised_uploads(arm.name)
-        self.shared_clip = self.clip if self.private_uploads else None
+        self.user_clip = config.privacy.user_clip if config.noised_release(arm.name) else None
+        self.shared_clip = self.clip if config.noised(arm.name) else None
         self.shared_rate = self.rate if self.private_uploads else 1.0
         self.store = PersonalStore(out / "arms" / arm.name / "personal")
         self.keys = [int(user) for user in cohort.users]
@@ -58,6 +60,22 @@ class ArmTrainer:
         """The hosted users' personal state."""
         return self.store.load(self.cohort.users, self.prior)
 
+    def senders(self, state: PersonalState, server_round: int) -> npt.NDArray[np.bool_]:
+        """[U] who sends an update in a round: who is there and, under user-level DP, may still.
+
+        Then a user sends in at most ``privacy.participations`` of the run's rounds: in a simulation
+        those of a public schedule, which spreads users evenly; in each case he counts himself.
+        """
+        online, config = self.cohort.online(server_round), self.config
+        if self.user_clip is None:
+            return online
+        period = -(-config.federation.rounds // config.privacy.participations)
+        due = (server_round + self.cohort.users) % period == 0
+        if config.federation.users_per_node == 1:
+            due[:] = True  # a server that samples devices is their schedule
+        left = state.shared_steps_before < config.privacy.participations * config.train.local_steps
+        return np.asarray(online & due & left, dtype=bool)
+
     def reply(self, update_sum: Tensor) -> Arrays:
         """The only thing that leaves: named sums of updates."""
         return to_arrays(self.adapter.shared_layout, update_sum)
@@ -67,17 +85,20 @@ class ArmTrainer:
         state: PersonalState,
         server_round: int,
         after: npt.NDArray[np.float32],
-        online: npt.NDArray[np.bool_],
-        personal: int,
+        sent: npt.NDArray[np.bool_],
+        personal: npt.NDArray[np.int64],
     ) -> None:
-        """Save the personal numbers after a round, and the steps that were really made."""
+        """Save the personal numbers after a round, and the steps that were really made.
+
+        ``sent`` [U]: who sent an update; ``personal`` [U]: steps on each personal adapter.
+        """
         self.store.save(
             replace(
                 state,
                 server_round=server_round,
                 after=after,
-                shared_steps=state.shared_steps_before + online * self.config.train.local_steps,
-                personal_steps=state.personal_steps_before + online * personal,
+                shared_steps=state.shared_steps_before + sent * self.config.train.local_steps,
+                personal_steps=state.personal_steps_before + personal,
             )
         )
 

@@ -16,7 +16,7 @@ from fl_client.cohort import Cohort
 from fl_core import fusion
 from fl_core.cohort import StepPlan, train_cohort
 from fl_core.config import RunConfig
-from fl_core.engine import CohortEngine, CohortState, Examples, Part
+from fl_core.engine import CohortEngine, CohortState, Examples, Part, clipped, example_norms
 from fl_core.errors import PrivacyError
 from fl_core.features import FeatureMap
 from fl_core.prefix_store import PrefixStores
@@ -56,7 +56,7 @@ class CohortArm(ArmTrainer):
         """Local steps on a copy of the shared adapter, then on the personal one."""
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
-        online = self.cohort.online(server_round)
+        online = self.senders(state, server_round)
         total = torch.zeros(len(theta))
         after = self.store.rows(self.cohort.users, state.before.shape[1])
         for rows in _parts(np.flatnonzero(~online)):
@@ -66,12 +66,15 @@ class CohortArm(ArmTrainer):
         for rows in _parts(np.flatnonzero(online)):
             members = self._members(theta, state.before[rows])
             moved = self._trained(members, rows, "shared", self._plan("shared"), server_round, public)
-            total += (moved.shared - theta).sum(0)
+            update = moved.shared - theta
+            if self.user_clip is not None:
+                update = clipped(update, example_norms(update), self.user_clip)
+            total += update.sum(0)
             own = state.before[rows]
             if personal.steps:
                 own = self._trained(members, rows, "personal", personal, server_round).personal.numpy()
             after[rows] = moved.shared.numpy() if self._synchronises(server_round) else own
-        self.record_round(state, server_round, after, online, self._round_steps())
+        self.record_round(state, server_round, after, online, online * self._round_steps())
         return self.reply(total), int(online.sum())
 
     def _trained(

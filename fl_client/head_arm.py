@@ -19,8 +19,8 @@ from fl_client.cohort import Cohort, schedule
 from fl_core import fusion
 from fl_core.cohort import cohort_noise, sample_records
 from fl_core.config import RunConfig
-from fl_core.engine import Examples
-from fl_core.errors import PrivacyError
+from fl_core.engine import Examples, clipped, example_norms
+from fl_core.errors import ConfigurationError, PrivacyError
 from fl_core.frozen_features import FrozenFeatures
 from fl_core.prefix_store import PrefixStore
 from fl_core.privacy import Purpose
@@ -48,6 +48,8 @@ from fl_core.values_first import public_metric, rated_covariance, values_first
 NEWTON_STEPS = 8
 USERS_AT_A_TIME = 512
 """Users whose private weights are fitted at once; a user's result does not depend on it."""
+UPLOADS_AT_A_TIME = 64
+"""Users whose uploads are in memory at once; only their sum leaves."""
 VALUES_PAIRS_PER_USER = 8
 """Public values pairs that one user trains the shared adapter on, where there are many users."""
 
@@ -65,6 +67,11 @@ class HeadArm(ArmTrainer):
         store: PrefixStore,
     ) -> None:
         super().__init__(config, arm, cohort, out, frozen.features, store.trunk)
+        if self.user_clip is not None and self.adapter.sites_shared:
+            raise ConfigurationError(
+                "privacy.trunk=true with privacy.user-noise: where users share texts a user's update of "
+                "trunk layers is never computed alone, so it cannot be clipped; set privacy.trunk=false"
+            )
         self.frozen = frozen.narrowed(self.adapter.hidden)
         most = config.train.values_pairs if self.adapter.sites_shared else len(cohort.texts.values)
         self.public_pairs = cohort.texts.public_pairs(most)
@@ -107,22 +114,17 @@ class HeadArm(ArmTrainer):
         """One round: at a cycle's start the private weights, then the shared gradient given them."""
         theta = from_arrays(self.adapter.shared_layout, shared)
         state = self.load().at_start_of(server_round)
-        online = self.cohort.online(server_round)
+        online, senders = self.cohort.online(server_round), self.senders(state, server_round)
         weights, steps = torch.from_numpy(np.array(state.before)), 0
         if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
             steps = self.config.train.personal_steps
             weights = self._personal_round(theta, weights, online, server_round)
         key = (server_round, 0, Purpose.SHARED_SAMPLE)
         taken = sample_records(self.train_examples, self.keys, self.shared_rate, self.noise, *key)
-        taken &= online[self.train_examples.user]
-        coefficients, bias = self._coefficients(theta, weights, server_round)
-        weight = self._weights(taken, online, server_round)
-        total, _ = self.engine.clipped_sum(
-            theta, coefficients, bias, weight, self.shared_clip, self.private, self.target
-        )
-        total = total + self._noise_sum(online, server_round)
-        self.record_round(state, server_round, weights.numpy(), online, steps)
-        return self.reply(-total / self.config.train.expected_batch), int(online.sum())
+        taken &= senders[self.train_examples.user]
+        total = self._gradient(theta, weights, taken, senders, server_round)
+        self.record_round(state, server_round, weights.numpy(), senders, online * steps)
+        return self.reply(-total / self.config.train.expected_batch), int(senders.sum())
 
     def personalize(self, server_round: int, shared: Arrays) -> int:
         """Fit every hosted user's private weights on the final shared adapter, then fuse."""
@@ -156,6 +158,34 @@ class HeadArm(ArmTrainer):
 
     # One round ---------------------------------------------------------------------------
 
+    def _gradient(
+        self,
+        theta: Tensor,
+        weights: Tensor,
+        taken: npt.NDArray[np.bool_],
+        senders: npt.NDArray[np.bool_],
+        server_round: int,
+    ) -> Tensor:
+        """[D_s] the senders' uploads, summed: each record's gradient clipped, each upload noised.
+
+        Under user-level DP an upload, all that a user sends, is clipped after that.
+        """
+        coefficients, bias = self._coefficients(theta, weights, server_round)
+        weight = self._weights(taken, senders, server_round)
+        asked = (theta, coefficients, bias, weight, self.shared_clip, self.private, self.target)
+        total = torch.zeros(len(theta))
+        if self.user_clip is None:
+            total += self.engine.clipped_sum(*asked)[0]
+        for part in parts(int(senders.sum()), UPLOADS_AT_A_TIME):
+            users = np.flatnonzero(senders)[part]
+            uploads = self._upload_noise(users, server_round)
+            if self.user_clip is not None:
+                uploads += self.engine.user_sums(users, *asked)
+                most = self.user_clip * self.config.train.expected_batch
+                uploads = clipped(uploads, example_norms(uploads), most)
+            total += uploads.sum(0)
+        return total
+
     def _coefficients(self, theta: Tensor, weights: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
         """c_u [E, R+1] and bias [E] of each example: its user's, or the prior's.
 
@@ -185,16 +215,15 @@ class HeadArm(ArmTrainer):
         weight[self.private] = (due[self.private] & taken).astype(np.float64)
         return torch.from_numpy(weight).float()
 
-    def _noise_sum(self, online: npt.NDArray[np.bool_], server_round: int) -> Tensor:
-        total = torch.zeros(self.adapter.shared_layout.size)
+    def _upload_noise(self, users: npt.NDArray[np.int64], server_round: int) -> Tensor:
+        """[n, D_s] the noise of each of ``users``' uploads; zeros where uploads are not noised."""
+        shape = (len(users), self.adapter.shared_layout.size)
         if not self.private_uploads:
-            return total
+            return torch.zeros(shape)
         if self.sigmas.shared <= 0:
             raise PrivacyError(f"arm {self.arm.name!r}: no noise was calibrated for its shared steps")
-        std, shape = self.sigmas.shared * self.config.privacy.clip, (1, len(total))
-        for key in (key for key, here in zip(self.keys, online, strict=True) if here):
-            total += cohort_noise(shape, [key], std, self.noise, server_round, 0, Purpose.SHARED_STEP)[0]
-        return total
+        std, keys = self.sigmas.shared * self.config.privacy.clip, [self.keys[user] for user in users]
+        return cohort_noise(shape, keys, std, self.noise, server_round, 0, Purpose.SHARED_STEP)
 
     def _personal_round(
         self, theta: Tensor, weights: Tensor, online: npt.NDArray[np.bool_], server_round: int

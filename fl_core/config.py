@@ -89,6 +89,15 @@ class PrivacyConfig(BaseModel):
     ``server_factor``: private arms' server learning rate is this times the others'.
     ``head_width``: private uploads hold this many of the head's leading coordinates, those in
     which public texts vary most.
+
+    The released shared adapter can be private for *users* (unit: one user; add/remove), whoever
+    sees it: ``user_noise`` z is the noise that the server adds to the sum of a round's uploads,
+    over ``user_clip``, the norm bound of one user's upload; 0 switches it off.  A user sends in at
+    most ``participations`` rounds of ``window_days`` days, and in ``lifetime_participations`` in
+    all; ``user_delta`` is the delta.  ``round_users``: public constant that a round's noised sum is
+    divided by (0: a simulation takes the mean number of users that are due a round).
+    ``noise``: ``system`` draws all noise from the operating system; ``simulation`` from the seed,
+    which is reproducible and protects nobody.
     """
 
     model_config = FROZEN
@@ -103,6 +112,23 @@ class PrivacyConfig(BaseModel):
     server_factor: float = Field(default=0.5, gt=0)
     head_width: int = Field(default=512, ge=1)
     trunk: bool = False
+    user_noise: float = Field(default=0.0, ge=0)
+    user_clip: float = Field(default=0.1, gt=0)
+    user_delta: float = Field(default=1e-6, gt=0, lt=1)
+    participations: int = Field(default=6, ge=1)
+    lifetime_participations: int = Field(default=24, ge=1)
+    window_days: int = Field(default=90, ge=1)
+    round_users: int = Field(default=0, ge=0)
+    noise: Literal["simulation", "system"] = "simulation"
+
+    @model_validator(mode="after")
+    def _a_lifetime_holds_a_window(self) -> PrivacyConfig:
+        if self.lifetime_participations < self.participations:
+            raise ValueError(
+                f"privacy.lifetime-participations={self.lifetime_participations} is below "
+                f"privacy.participations={self.participations}; raise the former or lower the latter"
+            )
+        return self
 
 
 class TrainConfig(BaseModel):
@@ -168,6 +194,8 @@ class FederationConfig(BaseModel):
     ``head_precision``: of the Gaussian prior around 0 of the shared reward head, in records; it
     keeps the head from memorising texts.
     ``max_update_norm``: replies whose mean per user is larger are rejected; 0: not checked.
+    ``users_per_node``: the most users that one node may host: 1 for devices, 0 for simulated nodes,
+    which host a shard of any size.
     ``leak_personal_weights``: must be true for ``fdlora-as-printed``, which uploads them.
     """
 
@@ -182,6 +210,7 @@ class FederationConfig(BaseModel):
     head_factor: float = Field(default=10.0, gt=0)
     head_precision: float = Field(default=4.0, ge=0)
     max_update_norm: float = Field(default=0.0, ge=0)
+    users_per_node: int = Field(default=0, ge=0)
     leak_personal_weights: bool = False
 
 
@@ -249,6 +278,15 @@ class RunConfig(BaseModel):
         """Whether each user's upload in an arm carries noise of its own."""
         return arm.endswith("_dp") and self.privacy.scope == "both"
 
+    def noised_release(self, arm: str) -> bool:
+        """Whether the server adds noise to each round's sum, so that the release is private for users."""
+        federated = not arm.startswith("local")
+        return federated and arm.endswith("_dp") and self.privacy.user_noise > 0
+
+    def noised(self, arm: str) -> bool:
+        """Whether an arm's shared adapter comes out of noise, whoever added it."""
+        return self.noised_uploads(arm) or self.noised_release(arm)
+
     @property
     def shares_texts(self) -> bool:
         """Whether one pass a text serves all users: a reward head, personal in the head alone."""
@@ -274,10 +312,21 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _scope_leaves_something_private(self) -> RunConfig:
-        if self.privacy.scope == "personal" and "shared_dp" in self.arm_names:
+        nothing = self.privacy.scope == "personal" and not self.noised_release("shared_dp")
+        if nothing and "shared_dp" in self.arm_names:
             raise ValueError(
                 "privacy.scope='personal' leaves nothing private in arm 'shared_dp'; "
-                "leave the arm out, or set privacy.scope='both'"
+                "leave the arm out, set privacy.scope='both', or let the server add privacy.user-noise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_draw_real_noise(self) -> RunConfig:
+        private = any(arm.endswith("_dp") for arm in self.arm_names)
+        if self.federation.users_per_node == 1 and private and self.privacy.noise != "system":
+            raise ValueError(
+                "federation.users-per-node=1 means devices, whose noise must protect somebody: "
+                "set privacy.noise='system'"
             )
         return self
 

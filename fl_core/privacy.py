@@ -296,6 +296,7 @@ class Purpose(enum.IntEnum):
     PERSONAL_SAMPLE = 3
     FUSION = 4
     AT_PRIOR = 5
+    USER_LEVEL = 6
 
 
 class NoiseSource(Protocol):

@@ -1,6 +1,6 @@
 """What a server does to a trained shared adapter before it releases it: public texts alone.
 
-Where every upload is noised, the sum over users hides the gradient of the public values pairs as
+Where uploads or their sum are noised, the sum hides the gradient of the public values pairs as
 it hides the users' own.  The pairs need no such protection, so the server moves the noised reward
 head to where it orders them (``fl_core.values_first``).  This processes what is already private
 with what is public, and costs no epsilon.
@@ -28,11 +28,11 @@ from fl_core.values_first import public_metric, rated_covariance, released_head
 def released_shared(config: RunConfig, arm: str, arrays: Arrays, population: Path, out: Path) -> Arrays:
     """The shared adapter that is released for the trained ``arrays`` of an arm.
 
-    The same but for the reward head of an arm whose uploads are noised.  Where layers of the trunk
+    The same but for the reward head of an arm that came out of noise.  Where layers of the trunk
     are trained, features change with the adapter and the head stays as well.  ``population`` is
     the folder of the texts, ``out`` that of the run, which keeps the texts' features.
     """
-    if not config.noised_uploads(arm) or not head_alone(config, Arm.named(arm)):
+    if not config.noised(arm) or not head_alone(config, Arm.named(arm)):
         return arrays
     texts = PublicTexts(config, Population.load(population), load_base(config.model, config.dtype))
     head = torch.from_numpy(arrays["head.common"]).reshape(-1)

@@ -59,11 +59,10 @@ def arm_specs(config: RunConfig, arm: Arm) -> tuple[AdapterSpec, AdapterSpec | N
 def head_alone(config: RunConfig, arm: Arm) -> bool:
     """Whether an arm's shared adapter is the reward head without layers of the trunk.
 
-    Each user's upload is noised, so the noise in the sum grows with the square root of the
-    numbers trained: under ``privacy.scope`` "both" the trunk is left out unless
-    ``privacy.trunk`` asks for it.
+    Noise in a round's sum grows with the square root of the numbers trained: where there is any,
+    the trunk is left out unless ``privacy.trunk`` asks for it.
     """
-    noised = config.noised_uploads(arm.name) and not config.privacy.trunk
+    noised = config.noised(arm.name) and not config.privacy.trunk
     reward = config.train.objective == "reward" and not config.shared.component_trunk
     return reward and config.shares_texts and (noised or not config.shared.target_names)
 
@@ -77,7 +76,8 @@ def planned_steps(config: RunConfig, arm: Arm) -> tuple[int, int]:
     """The most (shared, personal) steps that any record takes part in."""
     train = config.train
     cycles = -(-config.federation.rounds // text_shards(config, arm))
-    shared = 0 if arm.kind == "local" else cycles * train.local_steps
+    sent = min(cycles, config.privacy.participations) if config.noised_release(arm.name) else cycles
+    shared = 0 if arm.kind == "local" else sent * train.local_steps
     if arm.kind == "shared":
         return shared, 0
     in_rounds = 0 if arm.kind == "local" else cycles * train.personal_steps
@@ -116,7 +116,7 @@ def build_arm(
     chosen = [_sites(trunk, base, names, layers) for names, layers in selections]
     fitted = features is not None
     features = features or FeatureMap.plain(trunk.hidden, config.train.pooling, trunk.depths)
-    if config.noised_uploads(arm.name):
+    if config.noised(arm.name):
         features = features.narrowed(config.privacy.head_width)
     width = features.width
     weights = {name: site.weight for name, site in trunk.sites.items()}

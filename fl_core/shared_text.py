@@ -80,6 +80,10 @@ class SharedTextEngine:
         self._frozen = frozen if frozen is not None and not adapter.sites_shared else None
         self.blocks = list(_blocks(texts, examples, ONE_BLOCK if self._frozen is not None else block_tokens))
         self._fixed: dict[int, Tensor] = {}
+        self._by_user = np.argsort(examples.user, kind="stable")
+        self._bounds = np.searchsorted(
+            examples.user[self._by_user], np.arange(examples.user.max(initial=-1) + 2)
+        )
 
     # Passes ------------------------------------------------------------------------------
 
@@ -151,6 +155,42 @@ class SharedTextEngine:
                 factor *= torch.where(bounded[index], clip_factors(norms[index], clip), 1.0)
             part.add_sum(total, factor)
         return total, norms
+
+    def user_sums(
+        self,
+        users: Index,
+        shared: Tensor,
+        coefficients: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        clip: float | None,
+        only: npt.NDArray[np.bool_],
+        target: Tensor,
+    ) -> Tensor:
+        """[n, D_s] what ``clipped_sum`` adds up, for each of ``users`` alone, in their order.
+
+        For a shared adapter in the head alone; raises ``AdapterError`` otherwise.
+        """
+        if self.adapter.sites_shared:
+            raise AdapterError("user_sums: sums of single users are known for the reward head alone")
+        sums = torch.zeros(len(users), self.adapter.shared_layout.size)
+        head = self.head_rows(shared)
+        for row, user in enumerate(users):
+            index = self._by_user[self._bounds[user] : self._bounds[user + 1]]
+            index = index[weight.numpy()[index] != 0]
+            if not len(index):
+                continue
+            rows = self.examples.take(index)
+            block = _Block(np.union1d(rows.chosen, rows.rejected[rows.rejected != NO_TEXT]), index)
+            part = self._block_pass(
+                block, shared, head, torch.from_numpy(index), coefficients[index], bias[index], target[index]
+            )
+            factor = weight[index].clone()
+            if clip is not None:
+                bounded = torch.from_numpy(only[index])
+                factor *= torch.where(bounded, clip_factors(part.norms(), clip), 1.0)
+            part.add_sum(sums[row], factor)
+        return sums
 
     def head_rows(self, shared: Tensor) -> Tensor:
         """H [R+1, d], 1/sqrt(d) included: the common head, then the personal directions."""

@@ -254,6 +254,8 @@ class Run:
 
     def _count_limit(self) -> int:
         """Users that one node may claim: no more than the run has, where that is known."""
+        if self.config.federation.users_per_node:
+            return self.config.federation.users_per_node
         named = not Path(self.config.population).expanduser().is_dir()
         return self.config.users if self.config.users and named else COUNT_LIMIT
 
@@ -288,7 +290,7 @@ def initial_shared(config: RunConfig, arm: str) -> Arrays:
 
 def released_shared(config: RunConfig, arm: str, arrays: Arrays, out: Path) -> Arrays:
     """The adapter to release for the last round's; see ``fl_core.release``."""
-    if not config.noised_uploads(arm):
+    if not config.noised(arm):
         return arrays
     from fl_core import release  # here, because it imports torch
 

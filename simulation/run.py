@@ -120,15 +120,26 @@ def save_population(population: Population, folder: Path) -> None:
 
 
 def located(config: RunConfig, folder: Path, out: Path) -> RunConfig:
-    """The configuration for Flower's processes, which run elsewhere: absolute paths."""
+    """The configuration for Flower's processes, which run elsewhere: absolute paths, known numbers."""
     model = Path(config.model).expanduser() if config.model else None
     update = {
         "population": str(folder.resolve()),
         "path": "",
         "out": str(out.resolve()),
         "model": str(model.resolve()) if model and model.exists() else config.model,
+        "privacy": config.privacy.model_copy(update={"round_users": round_users(config, folder)}),
     }
     return config.model_copy(update=update)
+
+
+def round_users(config: RunConfig, folder: Path) -> int:
+    """``privacy.round_users``, or the mean number of users that are due a round, where it is used."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.user_noise == 0 or privacy.round_users or not federation.rounds:
+        return privacy.round_users
+    users = sum(user.federated for user in Population.load(folder).users)
+    rounds_a_user = min(privacy.participations, federation.rounds)
+    return max(1, round(users * federation.fraction * rounds_a_user / federation.rounds))
 
 
 def train(config: RunConfig, out: Path, resources: Resources, watcher: Watcher) -> None:

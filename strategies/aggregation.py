@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fl_core.config import RunConfig
+from fl_core.privacy import NoiseSource
 from fl_core.wire import Arrays
+from strategies.user_level import noised_mean
 
 
 def mean_update(reports: Sequence[tuple[Arrays, int]]) -> tuple[dict[str, npt.NDArray[np.float64]], int]:
@@ -26,3 +29,24 @@ def mean_update(reports: Sequence[tuple[Arrays, int]]) -> tuple[dict[str, npt.ND
         for name in names:
             total[name] += arrays[name]
     return {name: value / users for name, value in total.items()}, users
+
+
+def round_mean(
+    config: RunConfig,
+    arm: str,
+    reports: Sequence[tuple[Arrays, int]],
+    noise: NoiseSource,
+    server_round: int,
+    attempt: int = 0,
+) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
+    """(a round's mean update, how many users the federation has in all).
+
+    Noised, and over public constants alone, where the arm's release is private for users.
+    """
+    federation, privacy = config.federation, config.privacy
+    if not config.noised_release(arm):
+        mean, users = mean_update(reports)
+        return mean, users / federation.fraction
+    rounds_a_user = min(privacy.participations, federation.rounds)
+    noised = noised_mean(reports, privacy, noise, server_round, attempt)
+    return noised, privacy.round_users * federation.rounds / max(1, rounds_a_user)

@@ -33,10 +33,11 @@ from fl_core.wire import (
     to_record,
     validate_reply,
 )
-from strategies.aggregation import mean_update
+from strategies.aggregation import round_mean
 from strategies.exchange import LOG, Verdict, instruct, judge
 from strategies.sampling import SETTLE_SECONDS, Timer, sample, wait_for_nodes
 from strategies.server_optimizer import OptimizerState, server_step
+from strategies.user_level import server_noise
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class FederatedStrategy(Strategy):
         self.config, self.arm, self.count_limit = config, arm, count_limit
         self.timer = timer or Timer()
         self.optimizer = OptimizerState()
+        self.noise = server_noise(config.privacy, config.seed)
         self.history: list[RoundStats] = []
         self.notes: tuple[str, ...] = ()
         self._settle_seconds = settle_seconds
@@ -175,7 +177,7 @@ class FederatedStrategy(Strategy):
         verdict = self._judged(replies, pending)
         self.notes = verdict.notes
         reports = [(report.arrays, report.count) for report in verdict.in_order]
-        moved, update_norm = self._moved(pending.theta, reports)
+        moved, update_norm = self._moved(pending, reports)
         stats = self._stats(pending, verdict, moved is not None, update_norm)
         self.history.append(stats)
         return (to_record(moved) if moved is not None else None), _metrics(stats)
@@ -219,17 +221,18 @@ class FederatedStrategy(Strategy):
 
         return judge(replies, [message.metadata.message_id for message in pending.messages], parse)
 
-    def _moved(self, theta: Arrays, reports: list[tuple[Arrays, int]]) -> tuple[Arrays | None, float]:
+    def _moved(self, pending: _Pending, reports: list[tuple[Arrays, int]]) -> tuple[Arrays | None, float]:
         """(the shared adapter after the server's step, norm of the mean update).
 
         None where too few reported, or where the step itself overflows.
         """
-        federation = self.config.federation
+        federation, theta = self.config.federation, pending.theta
         if not reports or len(reports) < federation.minimum_nodes:
             return None, 0.0
-        update, users = mean_update(reports)
+        place = (self.noise, pending.server_round, pending.attempt)
+        update, everyone = round_mean(self.config, self.arm, reports, *place)
         with np.errstate(over="ignore"):
-            moved, state = server_step(self.config, self.arm, theta, update, users, self.optimizer)
+            moved, state = server_step(self.config, self.arm, theta, update, everyone, self.optimizer)
         if not all(np.all(np.isfinite(value)) for value in moved.values()):
             self.notes = (f"federation.server-lr={federation.server_lr:g} overflows float32; lower it",)
             return None, norm(update)

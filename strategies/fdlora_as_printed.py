@@ -41,6 +41,11 @@ class FDLoRAAsPrinted(FDLoRA):
             "it sends every user's personal weights to the server and is refused unless "
             "federation.leak-personal-weights=true; method 'fdlora' never sends them",
         )
+        require(
+            config.privacy.user_noise == 0,
+            cls.method,
+            "what it uploads passes no noise of the server; set privacy.user-noise=0, or use 'fdlora'",
+        )
         super().check(config)
         shared, personal = config.shared, config.personal
         same = all(

@@ -105,20 +105,20 @@ def rates(names: Iterable[str], lr: float, head_factor: float, round_share: floa
 
 
 def server_step(
-    config: RunConfig, arm: str, theta: Arrays, update: Update, users: float, state: OptimizerState
+    config: RunConfig, arm: str, theta: Arrays, update: Update, everyone: float, state: OptimizerState
 ) -> tuple[Arrays, OptimizerState]:
-    """The shared adapter after a round's mean update over ``users``: prior, learning rates, rule.
+    """The shared adapter after a round's mean update: prior, learning rates, rule.
 
-    Averaging (sgd, nesterov) takes its one rate as it is; adam's are those of ``rates``.
+    ``everyone``: how many users the federation has, of whom a round's are a sample.  Averaging
+    (sgd, nesterov) takes its one rate as it is; adam's are those of ``rates``.
     """
     federation, rate = config.federation, config.federation.server_lr
     by_name: Rates = rate
     if config.train.local_steps == 1:
-        everyone = users / federation.fraction
         update = shrunk(update, theta, federation.head_precision, everyone, config.train.expected_batch)
     if federation.server == "adam":
         done = min(1.0, state.step / max(1, federation.rounds))
-        lr = rate * (config.privacy.server_factor if config.noised_uploads(arm) else 1.0)
+        lr = rate * (config.privacy.server_factor if config.noised(arm) else 1.0)
         by_name = rates(theta, lr, federation.head_factor, done)
     return RULES[federation.server](theta, update, state, by_name)
 
