@@ -89,7 +89,7 @@ def test_a_device_counts_its_own_participations(make: Make) -> None:
 
 def test_layers_of_the_trunk_are_refused_where_no_user_s_update_is_known_alone(make: Make) -> None:
     (node,) = make(privacy__trunk=True)
-    with pytest.raises(ConfigurationError, match="privacy.trunk=false"):
+    with pytest.raises(ConfigurationError, match=r"privacy\.trunk=false"):
         node.arm("dual_dp")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_rounds_and_attempts_draw_noise_of_their_own() -> None:
         _sum(noised_mean(upload, privacy, SimulationNoise(0), *key), privacy)
         for key in [(1, 0), (1, 1), (2, 0)]
     ]
-    assert all(np.abs(a - b).min() > 0 for a, b in zip(drawn, drawn[1:], strict=False))
+    assert all(np.abs(a - b).min() > 0 for a, b in itertools.pairwise(drawn))
     again = _sum(noised_mean(upload, privacy, SimulationNoise(0), 1, 0), privacy)
     np.testing.assert_array_equal(drawn[0], again)
 
@@ -116,7 +117,7 @@ def test_a_simulation_s_noise_is_the_seed_s_and_a_deployment_s_the_system_s() ->
     assert isinstance(server_noise(_privacy(), 5), SimulationNoise)
     system = RunConfig.from_flat({"privacy.noise": "system"}).privacy
     assert isinstance(server_noise(system, 5), SystemNoise)
-    with pytest.raises(ConfigurationError, match="privacy.noise='system'"):
+    with pytest.raises(ConfigurationError, match=r"privacy\.noise='system'"):
         RunConfig.from_flat({"federation.users-per-node": 1, "arms": "dual_dp"})
     RunConfig.from_flat({"federation.users-per-node": 1, "arms": "dual_dp", "privacy.noise": "system"})
 
