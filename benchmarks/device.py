@@ -100,7 +100,7 @@ def _engine(steps: int) -> dict[str, float]:
     from fl_core.cohort import StepPlan, train_cohort
     from fl_core.config import TrainConfig
     from fl_core.engine import CohortEngine, CohortState, Examples
-    from fl_core.privacy import SimulationNoise
+    from fl_core.noise import SimulationNoise
     from fl_core.trunk import Tokens
 
     trunk, adapter = engine_lora(base_of("135m"), LAYERS, head=False)

@@ -50,8 +50,8 @@ from fl_core.cohort import StepPlan, cohort_noise, train_cohort
 from fl_core.config import AdapterSpec, TrainConfig
 from fl_core.engine import CohortEngine, CohortState, Examples
 from fl_core.errors import DuetError
+from fl_core.noise import Purpose, SimulationNoise
 from fl_core.prefix_store import PrefixBudget, PrefixStore
-from fl_core.privacy import Purpose, SimulationNoise
 from fl_core.records import NO_TEXT
 from fl_core.shared_text import SharedTextEngine
 from fl_core.trunk import Tokens, Trunk

@@ -16,7 +16,7 @@ from fl_client.store import PersonalState, PersonalStore
 from fl_core import fusion
 from fl_core.config import RunConfig
 from fl_core.features import FeatureMap
-from fl_core.privacy import NoiseSource, SimulationNoise, SystemNoise
+from fl_core.noise import NoiseSource, SimulationNoise, SystemNoise
 from fl_core.records import Split
 from fl_core.shared import (
     Arm,

@@ -22,8 +22,8 @@ from fl_core.config import RunConfig
 from fl_core.engine import Examples, clipped, example_norms
 from fl_core.errors import ConfigurationError, PrivacyError
 from fl_core.frozen_features import FrozenFeatures
+from fl_core.noise import Purpose
 from fl_core.prefix_store import PrefixStore
-from fl_core.privacy import Purpose
 from fl_core.private_head import (
     HeadExamples,
     PublicPairs,

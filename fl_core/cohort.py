@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fl_core.engine import CohortEngine, CohortState, Examples, Part
 from fl_core.errors import DataError, PrivacyError
-from fl_core.privacy import NoiseSource, Purpose, poisson_sample
+from fl_core.noise import NoiseSource, Purpose, poisson_sample
 from fl_core.stopwatch import timed
 
 

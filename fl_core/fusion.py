@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.errors import AdapterError, PrivacyError
-from fl_core.privacy import NoiseSource, Purpose
+from fl_core.noise import NoiseSource, Purpose
 
 Floats = npt.NDArray[np.floating]
 

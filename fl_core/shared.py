@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fl_core.adapters import DualAdapter, Layout, Site
 from fl_core.base_model import BaseModel, load_base
+from fl_core.calibration import Sigmas, calibrate
 from fl_core.config import AdapterSpec, RunConfig
 from fl_core.errors import PrivacyError
 from fl_core.features import FeatureMap
-from fl_core.privacy import Sigmas, calibrate
 from fl_core.trunk import Trunk
 
 Arrays = dict[str, npt.NDArray[np.float32]]

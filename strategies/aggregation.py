@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.config import RunConfig
-from fl_core.privacy import NoiseSource
+from fl_core.noise import NoiseSource
 from fl_core.wire import Arrays
 from strategies.user_level import noised_mean
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from fl_core.config import PrivacyConfig
 from fl_core.errors import ConfigurationError
-from fl_core.privacy import NoiseSource, Purpose, SimulationNoise, SystemNoise
+from fl_core.noise import NoiseSource, Purpose, SimulationNoise, SystemNoise
 from fl_core.wire import Arrays, norm
 
 NOBODY = -1

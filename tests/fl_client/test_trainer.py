@@ -20,8 +20,9 @@ from fl_core import fusion
 from fl_core.config import RunConfig
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError, DataError, PrivacyError
+from fl_core.noise import Purpose, SimulationNoise
 from fl_core.prefix_store import PrefixBudget, PrefixStores
-from fl_core.privacy import DpEvent, Purpose, SimulationNoise, epsilon
+from fl_core.privacy import DpEvent, epsilon
 from fl_core.private_head import head_examples
 from fl_core.records import NO_TEXT, Population, Records, Split
 from fl_core.shared import Arm, Arrays, arm_sigmas, from_arrays, initial_shared, planned_steps

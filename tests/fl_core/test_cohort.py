@@ -20,7 +20,7 @@ from fl_core.cohort import (
     train_cohort,
 )
 from fl_core.errors import DataError, PrivacyError
-from fl_core.privacy import Purpose, SimulationNoise
+from fl_core.noise import Purpose, SimulationNoise
 from tests.fl_core.tiny_models import make_setup, mixed_examples
 
 NOISE = SimulationNoise(4)

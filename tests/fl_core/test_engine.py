@@ -16,7 +16,7 @@ from torch import Tensor
 from fl_core.cohort import StepPlan, train_cohort
 from fl_core.engine import CohortEngine, CohortState, Examples, clip_factors, clipped, example_norms
 from fl_core.errors import DataError
-from fl_core.privacy import SimulationNoise
+from fl_core.noise import SimulationNoise
 from fl_core.trunk import Tokens, pad
 from tests.fl_core.literal import LiteralModel
 from tests.fl_core.tiny_models import FAMILIES, Setup, distance, make_setup, mixed_examples, tiny_features

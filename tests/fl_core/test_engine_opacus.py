@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from fl_core.cohort import StepPlan, train_cohort
 from fl_core.engine import CohortState, Examples
-from fl_core.privacy import SimulationNoise
+from fl_core.noise import SimulationNoise
 from fl_core.records import NO_TEXT
 from fl_core.trunk import Tokens, pad
 from tests.fl_core.tiny_models import LAYERS, Setup, distance, make_setup, mixed_examples

@@ -13,7 +13,7 @@ from scipy import stats
 
 from fl_core.errors import AdapterError, PrivacyError
 from fl_core.fusion import DEFAULT, SHARED_ONLY, candidates, fuse, index_of, ordered, sum_scores, within_floor
-from fl_core.privacy import SimulationNoise, SystemNoise
+from fl_core.noise import SimulationNoise, SystemNoise
 
 Array = npt.NDArray[np.float64]
 

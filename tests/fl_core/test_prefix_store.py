@@ -12,8 +12,8 @@ import torch
 from fl_core.cohort import StepPlan, train_cohort
 from fl_core.config import PrefixConfig
 from fl_core.engine import CohortEngine
+from fl_core.noise import SimulationNoise
 from fl_core.prefix_store import PrefixBudget, PrefixStore, PrefixStores
-from fl_core.privacy import SimulationNoise
 from fl_core.trunk import Trunk
 from tests.fl_core.tiny_models import FAMILIES, Setup, distance, make_setup, mixed_examples, tiny_base
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fl_core.base_model import load_base
+from fl_core.calibration import Sigmas
 from fl_core.config import RunConfig
 from fl_core.errors import AdapterError, ConfigurationError, ModelError, PrivacyError
 from fl_core.features import FeatureMap
-from fl_core.privacy import DpEvent, Sigmas, epsilon
+from fl_core.privacy import DpEvent, epsilon
 from fl_core.shared import (
     Arm,
     arm_sigmas,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fl_core.config import PrivacyConfig, RunConfig
 from fl_core.errors import ConfigurationError
-from fl_core.privacy import SimulationNoise, SystemNoise
+from fl_core.noise import SimulationNoise, SystemNoise
 from fl_core.wire import Arrays, norm
 from strategies.aggregation import mean_update, round_mean
 from strategies.user_level import clipped_report, noised_mean, server_noise
