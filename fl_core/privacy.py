@@ -1,14 +1,21 @@
 """Differential privacy: what was done, and what it costs.
 
-Contract.  Unit: one *record* of one user (a vote, or a pair with both of its texts).
-Neighbouring relation: add or remove one record.  Mechanism: the Poisson-subsampled Gaussian
-(Abadi et al. 2016): in each step every record is taken independently with probability q, its
-gradient is clipped to norm C, and N(0, sigma^2 C^2) is added to each number of the sum.  The
-number of records is itself private: sums are divided by public constants only.  No
-amplification is claimed from the server's choice of clients.
+Contract.  Unit: one *record* of one user (a vote, or a pair with both of its texts), or one
+*user* with all his records.  Neighbouring relation: add or remove one such unit.  Mechanisms:
+
+- record: the Poisson-subsampled Gaussian (Abadi et al. 2016).  In each step every record is
+  taken independently with probability q, its gradient is clipped to norm C, and N(0, sigma^2 C^2)
+  is added to each number of the sum.  The number of records is itself private: sums are divided
+  by public constants only.
+- record, fusion weights: the exponential mechanism, (e, 0)-DP (``fl_core.fusion``).
+- user: the Gaussian on the sum of clipped user updates, noise z C.  No amplification is claimed
+  from the server's choice of clients, so q = 1: k participations are a Gaussian mechanism with
+  mu = sqrt(k) / z, exactly.
 
 A record that trains both adapters composes over both; one step that clips the concatenated
-gradient of both is one event.  All inexact arithmetic rounds towards a larger epsilon.
+gradient of both is one event.  What an adversary sees is a *view*: the server sees uploads, the
+user's own device both adapters, the public what the server released under user-level noise.
+All inexact arithmetic rounds towards a larger epsilon.
 """
 
 from __future__ import annotations
@@ -17,21 +24,28 @@ import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fl_core.errors import PrivacyError
 
-Adapter = Literal["shared", "personal"]
+Adapter = Literal["shared", "personal", "both", "fusion"]
+"""Which numbers an event releases; ``both``: one step on the concatenated gradient of both."""
+Unit = Literal["record", "user"]
+View = Literal["server", "personal", "public"]
+Kind = Literal["gaussian", "exponential"]
 Mechanism = tuple[float, float, int]
 """(sampling rate q, noise multiplier sigma, steps)."""
 
-UNIT = "record"
-RELATION = "add or remove one record"
+RELATIONS: Mapping[str, str] = {
+    "record": "add or remove one record",
+    "user": "add or remove one user",
+}
+"""The one relation that each unit is accounted under; under replace-one the same steps cost more."""
 
 PRV_MOST_EPSILON = 60.0
 """Above this Renyi bound the privacy loss overflows the PRV accountant's grid."""
@@ -44,11 +58,14 @@ RENYI_ORDERS = (*(1 + x / 10 for x in range(1, 100, 3)), *range(11, 65), 80, 128
 
 @dataclass(frozen=True)
 class DpEvent:
-    """``steps`` equal private steps on one adapter of one user; it says nothing of their cost.
+    """``steps`` equal private steps that one unit took part in; it says nothing of their cost.
 
-    ``sampling_rate`` q in [0, 1]: Poisson rate of a record in a step; ``noise_multiplier``
-    sigma >= 0: noise std over ``clip``; ``clip`` C > 0: enforced bound on the norm of one
-    record's contribution.  Raises ``PrivacyError`` on values outside these ranges.
+    ``sampling_rate`` q in [0, 1]: Poisson rate of a record in a step, 1 for users;
+    ``noise_multiplier`` sigma >= 0 (z for users): noise std over ``clip``; ``clip`` C > 0: enforced
+    bound on the norm of one unit's contribution.  An exponential mechanism has ``pure_epsilon`` > 0
+    a step in place of noise.  ``relation``: empty for the unit's own of ``RELATIONS``.
+
+    Raises ``PrivacyError`` on values outside these ranges, and on a relation that is not accounted.
     """
 
     sampling_rate: float
@@ -56,41 +73,110 @@ class DpEvent:
     steps: int
     clip: float
     adapter: Adapter
-    unit: str = UNIT
-    relation: str = RELATION
+    unit: Unit = "record"
+    relation: str = ""
+    mechanism: Kind = "gaussian"
+    pure_epsilon: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.relation and self.unit in RELATIONS:
+            object.__setattr__(self, "relation", RELATIONS[self.unit])
         for name, holds, condition in (
             ("sampling_rate", 0 <= self.sampling_rate <= 1, "in [0, 1]"),
             ("noise_multiplier", self.noise_multiplier >= 0, ">= 0"),
             ("steps", self.steps >= 0, ">= 0"),
             ("clip", 0 < self.clip < math.inf, "> 0 and finite"),
+            ("unit", self.unit in RELATIONS, f"one of {', '.join(RELATIONS)}"),
+            ("relation", self.relation == RELATIONS.get(self.unit), f"{RELATIONS.get(self.unit)!r}"),
+            ("mechanism", self.mechanism in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
+            ("pure_epsilon", 0 <= self.pure_epsilon < math.inf, ">= 0 and finite"),
         ):
             if not holds:
                 raise PrivacyError(f"DpEvent.{name}={getattr(self, name)!r}: must be {condition}")
+        self._check_unit()
+
+    def _check_unit(self) -> None:
+        if (self.mechanism == "exponential") != (self.pure_epsilon > 0):
+            raise PrivacyError(
+                f"DpEvent.pure_epsilon={self.pure_epsilon!r}: must be > 0 for an exponential mechanism and 0 "
+                f"for a Gaussian one, but mechanism={self.mechanism!r}"
+            )
+        if self.unit == "user" and self.sampling_rate != 1:
+            raise PrivacyError(
+                f"DpEvent.sampling_rate={self.sampling_rate!r}: must be 1 for users; the server sees whom it "
+                "asks, so its choice amplifies nothing"
+            )
+
+    @property
+    def view(self) -> View:
+        """The narrowest view that shows what the event released."""
+        if self.unit == "user":
+            return "public"
+        return "server" if self.adapter in ("shared", "both") else "personal"
+
+    @property
+    def mechanism_of_step(self) -> tuple[float, float]:
+        """(q, sigma) of a Gaussian step."""
+        return self.sampling_rate, self.noise_multiplier
+
+
+def participations(z: float, count: int, clip: float) -> DpEvent:
+    """A user's ``count`` participations in rounds whose sum got noise of std ``z`` * ``clip``."""
+    return DpEvent(1.0, z, count, clip, "shared", unit="user")
+
+
+def fusion_choice(pure_epsilon: float) -> DpEvent:
+    """One private choice of fusion weights from held-back records (``fl_core.fusion``).
+
+    Its utilities move by at most 1 with a record, which stands as the clip.
+    """
+    return DpEvent(1.0, 0.0, 1, 1.0, "fusion", mechanism="exponential", pure_epsilon=pure_epsilon)
+
+
+def in_view(events: Sequence[DpEvent], view: View) -> list[DpEvent]:
+    """The events whose result ``view`` shows: the device's own holds the uploads as well."""
+    shown = ("server", "personal") if view == "personal" else (view,)
+    return [event for event in events if event.view in shown]
 
 
 # --- What it costs -----------------------------------------------------------------------
 
 
 def epsilon(events: Sequence[DpEvent], delta: float) -> float:
-    """The joint (epsilon, delta) cost of all ``events`` for one record; an upper bound.
+    """The joint (epsilon, delta) cost of all ``events`` for one unit; an upper bound.
 
-    0.0 without a step and ``inf`` where a step had no noise.  Without subsampling (q = 1) the
-    exact Gaussian; else the smaller of two upper bounds: the PRV accountant of Opacus (Gopi,
-    Lee, Wutschitz 2021; its upper estimate, error included) and the Renyi accountant
-    (Mironov, Talwar, Zhang 2019).  The latter alone where the former's grid cannot hold the
-    privacy loss (epsilon beyond about 60, or a delta near rounding error).
+    For schedules declared beforehand: where the next event is chosen by what the last ones gave,
+    ``fl_core.accounting.gate_epsilon`` is the bound that holds.  0.0 without a step and ``inf``
+    where a step had no noise.  Without subsampling (q = 1) the exact Gaussian; else the smaller of
+    two upper bounds: the PRV accountant of Opacus (Gopi, Lee, Wutschitz 2021; its upper estimate,
+    error included) and the Renyi accountant (Mironov, Talwar, Zhang 2019).  The latter alone where
+    the former's grid cannot hold the privacy loss (epsilon beyond about 60, or a delta near
+    rounding error).  Pure epsilons add up.
 
-    Raises ``PrivacyError`` when ``delta`` is not in (0, 1).
+    Raises ``PrivacyError`` when ``delta`` is not in (0, 1) or the events have different units.
+    """
+    mechanisms, pure = composed(events, delta)
+    return _composed_epsilon(mechanisms, float(delta)) + pure
+
+
+def composed(events: Sequence[DpEvent], delta: float) -> tuple[tuple[Mechanism, ...], float]:
+    """The distinct Gaussian mechanisms with their steps, sorted, and the sum of pure epsilons.
+
+    Raises ``PrivacyError`` as ``epsilon`` does.
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta={delta!r}: must be in (0, 1); 1e-5 suits tens of records a user")
+    if len(units := {event.unit for event in events}) > 1:
+        raise PrivacyError(
+            f"events of the units {', '.join(sorted(units))}: one unit a cost; take one view's events"
+        )
     steps: Counter[tuple[float, float]] = Counter()
     for event in events:
-        if event.steps and event.sampling_rate and event.noise_multiplier < math.inf:
-            steps[event.sampling_rate, event.noise_multiplier] += event.steps
-    return _composed_epsilon(tuple((q, sigma, t) for (q, sigma), t in sorted(steps.items())), float(delta))
+        noised = event.mechanism == "gaussian" and event.noise_multiplier < math.inf
+        if event.steps and event.sampling_rate and noised:
+            steps[event.mechanism_of_step] += event.steps
+    pure = sum(event.steps * event.pure_epsilon for event in events)
+    return tuple((q, sigma, t) for (q, sigma), t in sorted(steps.items())), float(pure)
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -98,12 +184,12 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
     Balle and Wang 2018, Theorem 8.  T full-batch steps at sigma are mu = sqrt(T) / sigma.
     """
-    if mu == 0 or _gaussian_delta(0.0, mu) <= delta:
+    if mu == 0 or gaussian_delta(0.0, mu) <= delta:
         return 0.0
     low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta)) + 1.0
     while high - low > 1e-10 * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if _gaussian_delta(middle, mu) <= delta else (middle, high)
+        low, high = (low, middle) if gaussian_delta(middle, mu) <= delta else (middle, high)
     return high * (1 + 1e-9)
 
 
@@ -113,7 +199,7 @@ def renyi_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     Conversion: Canonne, Kamath, Steinke 2020, Proposition 12.
     """
     orders = np.asarray(RENYI_ORDERS)
-    divergences = sum((t * _renyi_divergences(q, sigma) for q, sigma, t in mechanisms), np.zeros(len(orders)))
+    divergences = sum((t * renyi_divergences(q, sigma) for q, sigma, t in mechanisms), np.zeros(len(orders)))
     bounds = divergences - (math.log(delta) + np.log(orders)) / (orders - 1) + np.log1p(-1 / orders)
     return max(0.0, float(np.min(np.where(np.isnan(bounds), np.inf, bounds))))
 
@@ -138,7 +224,7 @@ def _full_batches_merged(mechanisms: tuple[Mechanism, ...]) -> tuple[Mechanism, 
     return (*sampled, (1.0, precision**-0.5, 1)) if precision else sampled
 
 
-def _gaussian_delta(eps: float, mu: float) -> float:
+def gaussian_delta(eps: float, mu: float) -> float:
     """delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2); an upper bound past eps 700."""
     first = _normal_cdf(-eps / mu + mu / 2)
     return first - math.exp(eps) * _normal_cdf(-eps / mu - mu / 2) if eps < 700 else first
@@ -149,7 +235,7 @@ def _normal_cdf(x: float) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _renyi_divergences(q: float, sigma: float) -> npt.NDArray[np.float64]:
+def renyi_divergences(q: float, sigma: float) -> npt.NDArray[np.float64]:
     """[orders] Renyi divergence of one step; ``inf`` at orders that cannot be computed."""
     from opacus.accountants.analysis.rdp import _compute_rdp
 

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl_core.errors import PrivacyError
-from fl_core.privacy import DpEvent, Mechanism, epsilon, gaussian_epsilon, renyi_epsilon
+from fl_core.privacy import (
+    DpEvent,
+    Kind,
+    Mechanism,
+    epsilon,
+    fusion_choice,
+    gaussian_epsilon,
+    in_view,
+    participations,
+    renyi_epsilon,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -204,3 +214,39 @@ def test_an_impossible_event_is_refused(wrong: dict[str, float]) -> None:
     } | wrong
     with pytest.raises(PrivacyError, match=next(iter(wrong))):
         DpEvent(**fields)  # type: ignore[arg-type]
+
+
+# --- What was done -------------------------------------------------------------------------
+
+
+def test_a_unit_has_one_relation_and_one_view() -> None:
+    upload, own = DpEvent(0.2, 1.0, 3, 1.0, "shared"), DpEvent(0.2, 1.0, 3, 1.0, "personal")
+    joint, user = DpEvent(0.2, 1.0, 3, 1.0, "both"), participations(4.0, 6, 0.5)
+    assert upload.relation == "add or remove one record" and user.relation == "add or remove one user"
+    made = [upload, own, joint, user, fusion_choice(1.0)]
+    assert [event.view for event in made] == ["server", "personal", "server", "public", "personal"]
+    assert in_view(made, "server") == [upload, joint]
+    assert in_view(made, "personal") == [upload, own, joint, made[4]]
+    assert in_view(made, "public") == [user]
+    with pytest.raises(PrivacyError, match="relation='replace one record'"):
+        DpEvent(0.2, 1.0, 3, 1.0, "shared", relation="replace one record")
+    with pytest.raises(PrivacyError, match="one unit a cost"):
+        epsilon(made, 1e-5)
+
+
+def test_both_adapters_in_one_step_are_one_charge_and_in_two_steps_two() -> None:
+    """facts of dp_accounting's PLD: 4.71 for one, 6.70 jointly for two."""
+    joint = epsilon([DpEvent(0.2, 1.5, 40, 1.0, "both")], 1e-5)
+    apart = epsilon([DpEvent(0.2, 1.5, 40, 1.0, "shared"), DpEvent(0.2, 1.5, 40, 1.0, "personal")], 1e-5)
+    assert joint == pytest.approx(4.71, abs=0.02) and apart == pytest.approx(6.70, abs=0.03)
+
+
+def test_the_servers_choice_of_clients_amplifies_nothing() -> None:
+    with pytest.raises(PrivacyError, match=r"sampling_rate=0\.1.*must be 1 for users"):
+        DpEvent(0.1, 4.0, 6, 1.0, "shared", unit="user")
+
+
+@pytest.mark.parametrize(("mechanism", "pure"), [("exponential", 0.0), ("gaussian", 1.0)])
+def test_pure_epsilon_goes_with_its_mechanism(mechanism: Kind, pure: float) -> None:
+    with pytest.raises(PrivacyError, match="pure_epsilon"):
+        DpEvent(1.0, 1.0, 1, 1.0, "fusion", mechanism=mechanism, pure_epsilon=pure)
