@@ -19,7 +19,7 @@ from fl_client.store import PersonalState
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.errors import RunError
-from fl_core.privacy import DpEvent, epsilon
+from fl_core.guarantees import guarantees
 from fl_core.records import Population, Split
 from fl_core.shared import Arm, arm_sigmas, planned_steps
 from fl_server.checkpoints import read_release
@@ -148,32 +148,26 @@ def _references(population: Population, pairs: TestPairs, seed: int) -> dict[str
 
 
 def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[str, Any]:
-    """What was really spent: the steps that the users made, at the sigma they were made with.
+    """What was really spent: the steps that the users made, at the noise they were made with.
 
-    The unit is one record of one user, the relation adding or removing it.  A record trains or
-    is held back to choose fusion weights, never both, so the larger of the two costs counts.
+    ``epsilon_record`` is that of both adapters jointly, which is what somebody with the device sees.
     """
-    arm = Arm.named(name)
-    sigmas, privacy = arm_sigmas(config, arm), config.privacy
+    arm, privacy = Arm.named(name), config.privacy
+    sigmas = arm_sigmas(config, arm)
     shared, personal = _most_steps(config, arm, state)
-    rate, clip = privacy.sampling_rate, privacy.clip
-    covered = shared if config.noised_uploads(name) else 0
-    events = (
-        DpEvent(rate, sigmas.shared, covered, clip, "shared"),
-        DpEvent(rate, sigmas.personal, personal, clip, "personal"),
-    )
-    training = epsilon(events, privacy.delta)
-    fusion = privacy.fusion_epsilon if arm.kind != "shared" else 0.0
+    views = guarantees(config, name, shared, personal)
+    device = views[-1]
     return {
-        "epsilon_record": max(training, fusion),
-        "epsilon_training": training,
-        "epsilon_fusion": fusion,
-        "delta": privacy.delta,
-        "unit": "record",
+        "epsilon_record": device.epsilon,
+        "delta": device.delta,
+        "unit": device.unit,
+        "relation": device.relation,
+        "views": [view.to_mapping() for view in views],
         "scope": privacy.scope,
-        "relation": "add or remove one record",
+        "noise": privacy.noise,
         "sigma_shared": sigmas.shared,
         "sigma_personal": sigmas.personal,
+        "user_noise": privacy.user_noise if config.noised_release(name) else 0.0,
         "shared_steps": shared,
         "personal_steps": personal,
         "sampling_rate": privacy.sampling_rate,

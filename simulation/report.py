@@ -241,9 +241,11 @@ _PRIVACY = (
     "epsilon_record",
     "delta",
     "unit",
-    "relation",
+    "views",
+    "noise",
     "sigma_shared",
     "sigma_personal",
+    "user_noise",
     "shared_steps",
     "personal_steps",
     "sampling_rate",
@@ -307,6 +309,11 @@ def _promises(results: Results) -> Iterator[str]:
             f"At ε = {epsilon:.2f} the probability of any outcome changes by at most a factor of "
             f"{math.exp(min(epsilon, 700.0)):,.1f} (but for δ) when one unit of data is added or removed. "
             "This is the worst case that is proven, not what an attack is known to reach."
+        )
+    if any(entry.get("noise", "simulation") != "system" for _, entry in entries):
+        yield (
+            "The noise of this run came from its seed, so that the run can be repeated: the figures are what "
+            "a deployment would reach, but these very adapters protect nobody who knows the seed."
         )
     if any(str(entry["unit"]) == "record" for _, entry in entries):
         yield (

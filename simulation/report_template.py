@@ -159,21 +159,34 @@ training.</p>
 
 <h2>Privacy</h2>
 {% if privacy %}
-<p>Differential privacy bounds what anybody can learn about one unit of data from what was trained. An ε
-(epsilon) means nothing without its unit and relation, so they stand beside it; it covers both adapters
-together.</p>
-<div class="scroll" role="region" aria-label="Privacy of each arm" tabindex="0"><table>
-<caption>Arms not listed have no guarantee</caption>
+<p>Differential privacy bounds what anybody can learn about one unit of data from what he sees. An ε
+(epsilon) means nothing without its unit and relation, so they stand beside it. Three parties see three
+things; whoever is not named in a row has no guarantee by it.</p>
+<div class="scroll" role="region" aria-label="Guarantees of each arm" tabindex="0"><table>
+<caption>What each arm guarantees, to whom. Arms not listed have no guarantee</caption>
+<thead><tr><th scope="col">Arm</th><th scope="col">Against</th><th scope="col">who sees</th>
+<th scope="col">ε of this run</th><th scope="col">ε of a lifetime, at most</th><th scope="col">δ</th>
+<th scope="col">Unit</th><th scope="col">Relation</th><th scope="col">Note</th></tr></thead><tbody>
+{% for key, entry in privacy %}{% for view in entry.views or () %}<tr><th scope="row">{{ key|name }}</th>
+<td class="text">the {{ view.view }}</td><td class="text">{{ view.sees }}</td>
+<td>{{ view.epsilon|number(2) }}</td><td>{{ view.lifetime|number(2) }}</td><td>{{ view.delta|compact }}</td>
+<td class="text">one {{ view.unit }}</td><td class="text">{{ view.relation }}</td>
+<td class="text">{{ view.note }}</td></tr>
+{% endfor %}{% endfor %}</tbody></table></div>
+<div class="scroll" role="region" aria-label="Mechanisms of each arm" tabindex="0"><table>
+<caption>What was done to a record, both adapters together</caption>
 <thead><tr><th scope="col">Arm</th><th scope="col">ε</th><th scope="col">δ</th><th scope="col">Unit</th>
-<th scope="col">Relation</th><th scope="col">&sigma; shared</th><th scope="col">&sigma; personal</th>
+<th scope="col">&sigma; shared</th><th scope="col">&sigma; personal</th><th scope="col">z of the server</th>
 <th scope="col">Steps shared</th><th scope="col">Steps personal</th><th scope="col">Sampling rate q</th>
-<th scope="col">Clip C</th></tr></thead><tbody>
+<th scope="col">Clip C</th><th scope="col">Noise from</th></tr></thead><tbody>
 {% for key, entry in privacy %}<tr><th scope="row">{{ key|name }}</th>
 <td>{{ entry.epsilon_record|number(2) }}</td><td>{{ entry.delta|compact }}</td>
-<td class="text">one {{ entry.unit }}</td><td class="text">{{ entry.relation }}</td>
+<td class="text">one {{ entry.unit }}</td>
 <td>{{ entry.sigma_shared|number(2) }}</td><td>{{ entry.sigma_personal|number(2) }}</td>
+<td>{{ entry.user_noise|number(2) }}</td>
 <td>{{ entry.shared_steps|count }}</td><td>{{ entry.personal_steps|count }}</td>
-<td>{{ entry.sampling_rate|compact }}</td><td>{{ entry.clip|compact }}</td></tr>
+<td>{{ entry.sampling_rate|compact }}</td><td>{{ entry.clip|compact }}</td>
+<td class="text">{{ "the system" if entry.noise == "system" else "the seed" }}</td></tr>
 {% endfor %}</tbody></table></div>
 <ul>{% for text in promises %}<li>{{ text }}</li>{% endfor %}</ul>
 {% else %}<p>No arm was trained with differential privacy. Nothing here bounds what the trained adapters

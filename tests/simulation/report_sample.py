@@ -19,6 +19,25 @@ GUARANTEE = {
     "personal_steps": 60,
     "sampling_rate": 0.2,
     "clip": 1.0,
+    "noise": "simulation",
+    "user_noise": 4.0,
+    "views": [
+        {
+            "view": view,
+            "sees": sees,
+            "unit": unit,
+            "relation": f"add or remove one {unit}",
+            "delta": delta,
+            "epsilon": spent,
+            "lifetime": lifetime,
+            "note": note,
+        }
+        for view, sees, unit, delta, spent, lifetime, note in (
+            ("server", "each user's uploads", "record", 1e-5, None, None, "none: the server is trusted"),
+            ("public", "released shared adapters", "user", 1e-6, 2.82, 6.27, "at most 6 participations"),
+            ("device", "both adapters", "record", 1e-5, 8.0, 8.0, ""),
+        )
+    ],
 }
 GROUPS = ("terse", "formal", "warm at home", "sceptical of hedging", "wants every step")
 BUCKETS = {"1 to 9": (0, 10), "10 to 29": (10, 30), "30 to 99": (30, 100), "100 or more": (100, 10**9)}
