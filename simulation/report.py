@@ -264,6 +264,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
         name=wording.name,
+        adversary=lambda view: wording.ADVERSARIES.get(view, view),
         percent=wording.percent,
         number=wording.number,
         interval=wording.interval,

@@ -36,7 +36,7 @@ caption{text-align:left;padding:0 0 .4rem;caption-side:top}
 th,td{padding:.36rem .6rem;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
 thead th{vertical-align:bottom;white-space:normal;font-weight:600;border-top:0;min-width:4.4rem;
 line-height:1.3}
-th:first-child,td.text{text-align:left}
+th:first-child,td.text,th.text{text-align:left}
 tbody th{font-weight:600;position:sticky;left:0;background:var(--paper)}
 tbody th.wide{white-space:normal;min-width:8.5rem}
 tr.part th{font-weight:400;color:var(--muted);padding-top:.9rem}
@@ -164,18 +164,21 @@ training.</p>
 things; whoever is not named in a row has no guarantee by it.</p>
 <div class="scroll" role="region" aria-label="Guarantees of each arm" tabindex="0"><table>
 <caption>What each arm guarantees, to whom. Arms not listed have no guarantee</caption>
-<thead><tr><th scope="col">Arm</th><th scope="col">Against</th><th scope="col">who sees</th>
+<thead><tr><th scope="col">Arm</th><th scope="col" class="text">Against</th>
+<th scope="col" class="text">who sees</th>
 <th scope="col">ε of this run</th><th scope="col">ε of a lifetime, at most</th><th scope="col">δ</th>
-<th scope="col">Unit</th><th scope="col">Relation</th><th scope="col">Note</th></tr></thead><tbody>
+<th scope="col" class="text">Unit</th><th scope="col" class="text">Relation</th>
+<th scope="col" class="text">Note</th></tr></thead><tbody>
 {% for key, entry in privacy %}{% for view in entry.views or () %}<tr><th scope="row">{{ key|name }}</th>
-<td class="text">the {{ view.view }}</td><td class="text">{{ view.sees }}</td>
-<td>{{ view.epsilon|number(2) }}</td><td>{{ view.lifetime|number(2) }}</td><td>{{ view.delta|compact }}</td>
+<td class="text">{{ view.view|adversary }}</td><td class="text">{{ view.sees }}</td>
+<td>{{ "none" if view.epsilon is none else view.epsilon|number(2) }}</td>
+<td>{{ "none" if view.lifetime is none else view.lifetime|number(2) }}</td><td>{{ view.delta|compact }}</td>
 <td class="text">one {{ view.unit }}</td><td class="text">{{ view.relation }}</td>
 <td class="text">{{ view.note }}</td></tr>
 {% endfor %}{% endfor %}</tbody></table></div>
 <div class="scroll" role="region" aria-label="Mechanisms of each arm" tabindex="0"><table>
 <caption>What was done to a record, both adapters together</caption>
-<thead><tr><th scope="col">Arm</th><th scope="col">ε</th><th scope="col">δ</th><th scope="col">Unit</th>
+<thead><tr><th scope="col">Arm</th><th scope="col">ε</th><th scope="col">δ</th><th scope="col" class="text">Unit</th>
 <th scope="col">&sigma; shared</th><th scope="col">&sigma; personal</th><th scope="col">z of the server</th>
 <th scope="col">Steps shared</th><th scope="col">Steps personal</th><th scope="col">Sampling rate q</th>
 <th scope="col">Clip C</th><th scope="col">Noise from</th></tr></thead><tbody>

@@ -95,6 +95,14 @@ def compact(value: float | None) -> str:
     return MISSING if value is None else f"{value:g}".replace("e-0", "e-")
 
 
+ADVERSARIES = {
+    "server": "the server",
+    "public": "the public, other users too",
+    "device": "whoever has the device",
+}
+"""Each view of ``fl_core.guarantees`` in words."""
+
+
 def guarantee(entry: Mapping[str, Any]) -> str:
     """An epsilon as it may be shown: with delta, unit and neighbouring relation."""
     return (

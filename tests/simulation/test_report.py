@@ -151,7 +151,7 @@ def test_every_arm_and_reference_is_in_the_table(page: str) -> None:
 
 def test_each_view_s_epsilon_stands_with_its_unit_relation_delta_and_lifetime(page: str) -> None:
     rows = re.findall(r"<tr><th scope=\"row\">dual with DP</th>(.*?)</tr>", page, flags=re.S)
-    told = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "|", row)) for row in rows if "the public" in row]
+    told = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "|", row)) for row in rows if "the public," in row]
     assert len(told) == 1
     for part in ("released shared adapters", "2.82", "6.27", "1e-6", "one user", "add or remove one user"):
         assert part in told[0], part
