@@ -178,7 +178,8 @@ things; whoever is not named in a row has no guarantee by it.</p>
 {% endfor %}{% endfor %}</tbody></table></div>
 <div class="scroll" role="region" aria-label="Mechanisms of each arm" tabindex="0"><table>
 <caption>What was done to a record, both adapters together</caption>
-<thead><tr><th scope="col">Arm</th><th scope="col">ε</th><th scope="col">δ</th><th scope="col" class="text">Unit</th>
+<thead><tr><th scope="col">Arm</th><th scope="col">ε</th><th scope="col">δ</th>
+<th scope="col" class="text">Unit</th>
 <th scope="col">&sigma; shared</th><th scope="col">&sigma; personal</th><th scope="col">z of the server</th>
 <th scope="col">Steps shared</th><th scope="col">Steps personal</th><th scope="col">Sampling rate q</th>
 <th scope="col">Clip C</th><th scope="col">Noise from</th></tr></thead><tbody>
