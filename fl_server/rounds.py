@@ -11,6 +11,7 @@ Under ``out``: ``progress.json``, and for each arm ``arms/<arm>/`` with
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 from fl_core.atomic import write_bytes, write_json
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError, DuetError, RunError
-from fl_core.populations import prepared_population
+from fl_core.populations import duet_home, prepared_population
 from fl_core.wire import (
     COUNT_LIMIT,
     Arrays,
@@ -34,6 +35,7 @@ from fl_core.wire import (
     validate_count,
 )
 from fl_server.checkpoints import Checkpoint, config_hash, load_checkpoint, save_checkpoint
+from fl_server.participations import Participations
 from fl_server.progress import ProgressFile
 from strategies.base import FederatedStrategy
 from strategies.exchange import LOG, exchange, instruct, judge
@@ -42,6 +44,9 @@ from strategies.select import strategy_for
 
 ATTEMPTS = 3
 """Samples that one round, or one personal phase, may ask before the run ends with an error."""
+
+PARTICIPATIONS_FILE = "participations.sqlite"
+"""Its name in Duet's home."""
 
 PERSONAL_DEADLINES = 10.0
 """The personal phase may last so many times the deadline of a round: it holds up nobody."""
@@ -223,9 +228,17 @@ class Run:
             count_limit=self._count_limit(),
             timer=self.timer,
             settle_seconds=self.settle_seconds,
+            participations=self._participations(arm),
         )
         strategy.summary()
         return strategy
+
+    def _participations(self, arm: str) -> Participations | None:
+        """The count over all runs of this server, where nodes are users' own devices."""
+        if self.config.federation.users_per_node != 1 or not self.config.noised_release(arm):
+            return None
+        run = hashlib.sha256(f"{self.out.resolve()} {config_hash(self.config)}".encode()).hexdigest()[:16]
+        return Participations(duet_home() / PARTICIPATIONS_FILE, self.config.privacy, run)
 
     def _save(self, arm: str, strategy: FederatedStrategy, server_round: int, arrays: Arrays) -> None:
         checkpoint = Checkpoint(server_round, arrays, strategy.optimizer, tuple(strategy.history))

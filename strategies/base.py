@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_core.config import RunConfig
-from fl_core.errors import ConfigurationError
+from fl_core.errors import ConfigurationError, RunError
 from fl_core.wire import (
     COUNT_LIMIT,
     Arrays,
@@ -35,7 +35,7 @@ from fl_core.wire import (
 )
 from strategies.aggregation import round_mean
 from strategies.exchange import LOG, Verdict, instruct, judge
-from strategies.sampling import SETTLE_SECONDS, Timer, sample, wait_for_nodes
+from strategies.sampling import SETTLE_SECONDS, Participations, Timer, sample, wait_for_nodes
 from strategies.server_optimizer import OptimizerState, server_step
 from strategies.user_level import server_noise
 
@@ -99,7 +99,8 @@ class FederatedStrategy(Strategy):
     """Seeded sampling, strict validation, uniform weights over users, a server optimizer.
 
     ``arm``: the trained arm that the rounds serve; nodes are told its name.
-    ``count_limit``: users that one node may claim.  Raises ``ConfigurationError`` where
+    ``count_limit``: users that one node may claim.  ``participations``: who may send no more, where
+    nodes are devices and releases are private for users.  Raises ``ConfigurationError`` where
     ``config`` is not this method's.
     """
 
@@ -114,11 +115,13 @@ class FederatedStrategy(Strategy):
         count_limit: int = COUNT_LIMIT,
         timer: Timer | None = None,
         settle_seconds: float = SETTLE_SECONDS,
+        participations: Participations | None = None,
     ) -> None:
         self.check(config)
         self.config, self.arm, self.count_limit = config, arm, count_limit
         self.timer = timer or Timer()
         self.optimizer = OptimizerState()
+        self.participations = participations
         self.noise = server_noise(config.privacy, config.seed)
         self.history: list[RoundStats] = []
         self.notes: tuple[str, ...] = ()
@@ -140,6 +143,22 @@ class FederatedStrategy(Strategy):
         self._settle_seconds = 0.0
         return wait_for_nodes(grid, federation.minimum_nodes, federation.deadline_seconds, settle, self.timer)
 
+    def _willing(self, nodes: list[int]) -> list[int]:
+        """Those of ``nodes`` that may still send; all where nobody counts."""
+        if self.participations is None:
+            return nodes
+        done = self.participations.exhausted()
+        left = [node for node in nodes if node not in done]
+        if len(left) < self.config.federation.minimum_nodes:
+            privacy = self.config.privacy
+            raise RunError(
+                f"{len(left)} of {len(nodes)} nodes may still send, but federation.minimum-nodes="
+                f"{self.config.federation.minimum_nodes}: the others used up privacy.participations="
+                f"{privacy.participations} of {privacy.window_days} days, or all "
+                f"{privacy.lifetime_participations} of their lifetime; wait, or enrol more devices"
+            )
+        return left
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -152,7 +171,7 @@ class FederatedStrategy(Strategy):
         last = self._pending
         attempt = last.attempt + 1 if last and last.server_round == server_round else 0
         nodes = sample(
-            self.online_nodes(grid),
+            self._willing(self.online_nodes(grid)),
             federation.fraction,
             federation.minimum_nodes,
             self.config.seed,
@@ -177,6 +196,9 @@ class FederatedStrategy(Strategy):
         verdict = self._judged(replies, pending)
         self.notes = verdict.notes
         reports = [(report.arrays, report.count) for report in verdict.in_order]
+        if self.participations:
+            senders = [pending.messages[position].metadata.dst_node_id for position in verdict.accepted]
+            self.participations.record(senders, self.arm, server_round)
         moved, update_norm = self._moved(pending, reports)
         stats = self._stats(pending, verdict, moved is not None, update_norm)
         self.history.append(stats)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -29,6 +30,18 @@ class Timer:
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+
+class Participations(Protocol):
+    """How often each node has sent in, where each is one user's device (user-level privacy)."""
+
+    def exhausted(self) -> frozenset[int]:
+        """Nodes that may send no more now."""
+        ...
+
+    def record(self, nodes: Sequence[int], arm: str, server_round: int) -> None:
+        """Count one participation of each of ``nodes``, before their uploads are added up."""
+        ...
 
 
 def ordered_nodes(grid: Grid) -> list[int]:

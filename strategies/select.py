@@ -12,7 +12,7 @@ from strategies.fdlora import FDLoRA
 from strategies.fdlora_as_printed import FDLoRAAsPrinted
 from strategies.fedit import FedIT
 from strategies.ffa import FFA
-from strategies.sampling import SETTLE_SECONDS, Timer
+from strategies.sampling import SETTLE_SECONDS, Participations, Timer
 
 STRATEGIES: Mapping[str, type[FederatedStrategy]] = {
     "components": Components,
@@ -30,8 +30,14 @@ def strategy_for(
     count_limit: int = COUNT_LIMIT,
     timer: Timer | None = None,
     settle_seconds: float = SETTLE_SECONDS,
+    participations: Participations | None = None,
 ) -> FederatedStrategy:
     """The strategy of ``config.method`` for one arm; ``ConfigurationError`` where they disagree."""
     return STRATEGIES[config.method](
-        config, arm, count_limit=count_limit, timer=timer, settle_seconds=settle_seconds
+        config,
+        arm,
+        count_limit=count_limit,
+        timer=timer,
+        settle_seconds=settle_seconds,
+        participations=participations,
     )

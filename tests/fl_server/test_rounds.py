@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
-from fl_core.config import RunConfig
+from fl_core.config import PrivacyConfig, RunConfig
 from fl_core.errors import ConfigurationError, RunError
 from fl_core.wire import Arrays, read_instruction, reply_content
 from fl_server.rounds import run_arms
@@ -259,3 +259,43 @@ def test_as_printed_labels_what_it_releases(tmp_path: Path) -> None:
     run_arms(config, FakeGrid({5: node}), tmp_path, _initial, Clock().timer())
     assert node.asked[0] == ("dual", "train.upload", 0)
     assert _json(tmp_path / "arms" / "dual" / "rounds.json")["leaks_personal_weights"] == "true"
+
+
+def _devices(**privacy: Any) -> RunConfig:
+    """A deployment: one user a node, the server's own noise from the system."""
+    config = _config("shared_dp", users_per_node=1, minimum_nodes=1)
+    settings = {
+        "scope": "personal",
+        "user_noise": 4.0,
+        "user_clip": 0.1,
+        "round_users": 2,
+        "noise": "system",
+        "participations": 2,
+        **privacy,
+    }
+    return config.model_copy(update={"privacy": PrivacyConfig(**settings)})
+
+
+def test_devices_are_asked_as_often_as_declared_and_never_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    nodes = [_Node(1.0, users=1), _Node(2.0, users=1)]
+    with pytest.raises(RunError, match=r"privacy\.participations=2 of 90 days"):
+        _run(_devices(), nodes, tmp_path / "out")
+    assert [len(node.asked) for node in nodes] == [2, 2]
+    again = [_Node(1.0, users=1), _Node(2.0, users=1)]
+    with pytest.raises(RunError, match=r"0 of 2 nodes may still send"):
+        _run(_devices(), again, tmp_path / "another run")
+    assert not any(node.asked for node in again), "another run of the same server asked them again"
+
+
+def test_a_device_that_claims_to_host_several_users_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two users' weight would double what it may change in the noised sum."""
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    config = _devices(participations=3)
+    _run(config, [_Node(1.0, users=1), _Node(1.0, users=2)], tmp_path / "out")
+    rounds = json.loads((tmp_path / "out" / "arms" / "shared_dp" / "rounds.json").read_text())["rounds"]
+    assert [(row["users"], row["rejected"]) for row in rounds] == [(1, {"count": 1})] * 3
