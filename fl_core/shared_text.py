@@ -17,6 +17,7 @@ The contract is that of ``fl_core.engine``.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ class SharedTextEngine:
             part.add_sum(total, factor)
         return total, norms
 
+    @timed("adapters")
     def user_sums(
         self,
         users: Index,
@@ -173,24 +175,21 @@ class SharedTextEngine:
         """
         if self.adapter.sites_shared:
             raise AdapterError("user_sums: sums of single users are known for the reward head alone")
-        sums = torch.zeros(len(users), self.adapter.shared_layout.size)
-        head = self.head_rows(shared)
-        for row, user in enumerate(users):
-            index = self._by_user[self._bounds[user] : self._bounds[user + 1]]
-            index = index[weight.numpy()[index] != 0]
-            if not len(index):
-                continue
-            rows = self.examples.take(index)
-            block = _Block(np.union1d(rows.chosen, rows.rejected[rows.rejected != NO_TEXT]), index)
-            part = self._block_pass(
-                block, shared, head, torch.from_numpy(index), coefficients[index], bias[index], target[index]
-            )
-            factor = weight[index].clone()
-            if clip is not None:
-                bounded = torch.from_numpy(only[index])
-                factor *= torch.where(bounded, clip_factors(part.norms(), clip), 1.0)
-            part.add_sum(sums[row], factor)
-        return sums
+        own = [self._by_user[self._bounds[user] : self._bounds[user + 1]] for user in users]
+        index = np.concatenate([*own, np.zeros(0, dtype=np.int64)])
+        row = np.repeat(np.arange(len(users)), [len(examples) for examples in own])
+        kept = weight.numpy()[index] != 0
+        index, row = index[kept], row[kept]
+        if not len(index):
+            return torch.zeros(len(users), self.adapter.shared_layout.size)
+        rows = self.examples.take(index)
+        block = _Block(np.union1d(rows.chosen, rows.rejected[rows.rejected != NO_TEXT]), index)
+        asked = (torch.from_numpy(index), coefficients[index], bias[index], target[index])
+        part = self._block_pass(block, shared, self.head_rows(shared), *asked)
+        factor = weight[index].clone()
+        if clip is not None:
+            factor *= torch.where(torch.from_numpy(only[index]), clip_factors(part.norms(), clip), 1.0)
+        return part.sums_of(row, len(users), factor)
 
     def head_rows(self, shared: Tensor) -> Tensor:
         """H [R+1, d], 1/sqrt(d) included: the common head, then the personal directions."""
@@ -338,6 +337,23 @@ class _BlockPass:
         if layout.holds("head.components") and self._trained_heads() > 1:
             layout.view(total, "head.components").add_(heads[1:])
         layout.view(total, "head.bias").add_((self.slope * factor * ~self.pair).sum())
+
+    def sums_of(self, row: Index, count: int, factor: Tensor) -> Tensor:
+        """[``count``, D_s] sum_i factor_i g_i over the examples of each ``row`` [E], which must not fall."""
+        layout, root = self.adapter.shared_layout, math.sqrt(self.adapter.hidden)
+        beta = (self.slope * factor)[:, None] * self.coefficients
+        bias = torch.zeros(count).index_add_(0, torch.from_numpy(row), self.slope * factor * ~self.pair)
+        sums, trained = torch.zeros(count, layout.size), self._trained_heads()
+        bounds = np.searchsorted(row, np.arange(count + 1))
+        for user, (start, end) in enumerate(itertools.pairwise(bounds)):
+            phi = self.phi[self.chosen[start:end]]
+            phi = phi - self.phi[self.rejected[start:end].clamp_min(0)] * self.pair[start:end, None]
+            heads = beta[start:end, :trained].T @ phi / root
+            layout.view(sums[user], "head.common").copy_(heads[0])
+            if layout.holds("head.components") and trained > 1:
+                layout.view(sums[user], "head.components").copy_(heads[1:])
+            layout.view(sums[user], "head.bias").fill_(bias[user])
+        return sums
 
     def _trunk_sum(self, alpha: Tensor) -> Tensor | None:
         if not self.features.requires_grad:
