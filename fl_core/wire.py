@@ -20,11 +20,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fl_core.config import ArmName
 from fl_core.errors import WireError
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -39,6 +41,9 @@ COUNT_LIMIT = 100_000
 
 NORM_CEILING = 1e12
 """Mean norm per user that is refused even when no bound is configured: float32 sums overflow."""
+
+ROUND_LIMIT = 1_000_000
+"""The last round that a node may be asked for."""
 
 HEADER_BYTES_LIMIT = 4096
 NUMPY_STYPE = "numpy.ndarray"
@@ -137,9 +142,13 @@ def read_instruction(content: RecordDict) -> tuple[Arrays, Instruction]:
     if not isinstance(record, ArrayRecord) or not isinstance(config, ConfigRecord):
         raise WireError("instruction: 'arrays' must be an ArrayRecord, 'instruction' a ConfigRecord")
     arm, server_round, phase = (config.get(key) for key in ("arm", "round", "phase"))
-    if not isinstance(arm, str) or type(server_round) is not int or phase not in set(Phase):
-        raise WireError(f"instruction: arm={arm!r}, round={server_round!r}, phase={phase!r} is not one")
-    return from_record(record), Instruction(arm, server_round, Phase(str(phase)))
+    if set(config) != {"arm", "round", "phase"} or not isinstance(arm, str) or not isinstance(phase, str):
+        raise WireError(f"instruction: {_shown(dict(config))} must hold arm, round and phase, and no more")
+    if type(server_round) is not int or not 0 <= server_round <= ROUND_LIMIT:
+        raise WireError(f"instruction: round={_shown(server_round)} must be from 0 to {ROUND_LIMIT}")
+    if arm not in get_args(ArmName) or phase not in set(Phase):
+        raise WireError(f"instruction: arm={_shown(arm)} or phase={_shown(phase)} is none that there is")
+    return from_record(record), Instruction(arm, server_round, Phase(phase))
 
 
 def reply_content(count: int, arrays: Mapping[str, npt.NDArray[np.float32]] | None = None) -> RecordDict:
