@@ -1,0 +1,451 @@
+"""What leaves a node: the gate, and a scan of the bytes of whole rounds that trusts no gate.
+
+The nodes are real ClientApps with real trainers under the real server; what they hand to the
+transport is recorded by Flower's own code for pushing a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.proto.runtime_pb2 import PushAppMessagesRequest, PushAppMessagesResponse
+from flwr.supernode.runtime.run_clientapp import push_message
+
+from fl_client import app as module
+from fl_client.arm_trainer import ArmTrainer
+from fl_client.cohort_arm import CohortArm
+from fl_client.egress import (
+    REFUSALS,
+    SETTINGS,
+    Allowance,
+    Egress,
+    ForbiddenUploadError,
+    Refusal,
+    RefusedToSendError,
+    allowance,
+    refusal,
+    released,
+)
+from fl_client.store import PersonalState
+from fl_client.trainer import NodeTrainer
+from fl_core.config import RunConfig
+from fl_core.engine import clipped, example_norms
+from fl_core.errors import ConfigurationError, DataError, ModelError, WireError
+from fl_core.records import Population
+from fl_core.shared import Arrays, from_arrays
+from fl_core.wire import Instruction, Phase, instruction_content, read_instruction, reply_content, to_record
+from fl_server.rounds import run_arms
+from tests import leaking_builds as builds
+from tests.fake_grid import Clock, FakeGrid, config_of, raw_reply
+from tests.fl_core.literal import LiteralModel
+from tests.leak_scan import (
+    Secrets,
+    beside_the_update,
+    differs_in_any_bit,
+    found_in,
+    projected,
+    replies_in,
+    sent_update,
+    span_p,
+    window_p,
+)
+from tests.tiny_runs import tiny_config, tiny_population, without_floor
+
+Floats = npt.NDArray[np.float32]
+
+# --- The gate ----------------------------------------------------------------------------------
+
+SHAPES = {"head.common": (3,), "trunk.0.q_proj.B": (2, 2)}
+GOOD: Arrays = {name: np.arange(1, 1 + np.prod(s), dtype=np.float32).reshape(s) for name, s in SHAPES.items()}
+SECRET = "my doctor said that"
+TRAINING = Allowance(SHAPES, 4)
+
+
+def _asked(phase: Phase = Phase.TRAIN) -> Message:
+    content = instruction_content(to_record(GOOD), Instruction("dual", 1, phase))
+    message = Message(content, 9, phase.value)
+    message.metadata.__dict__["_message_id"] = "m0"
+    return message
+
+
+def _gated(reply: object, allowed: Allowance = TRAINING) -> Message:
+    seen: list[Exception] = []
+    gate = Egress(lambda message, context: allowed, lambda context, error: seen.append(error))
+    context = Context(1, 1, {}, RecordDict(), {})
+    result = gate(_asked(), context, lambda message, context: reply)  # type: ignore[arg-type, return-value]
+    assert bool(seen) == (result.has_error() and result.error.code == Refusal.EGRESS.code)
+    return result
+
+
+def test_the_shared_update_and_the_public_count_pass_unchanged() -> None:
+    reply = Message(reply_content(4, GOOD), reply_to=_asked())
+    passed = _gated(reply)
+    assert passed.content.object_id == reply.content.object_id
+    assert (
+        _gated(Message(reply_content(0), reply_to=_asked())).content.metric_records["metrics"]["count"] == 0
+    )
+    alone = Message(reply_content(4), reply_to=_asked())
+    assert _gated(alone, Allowance(None, 4)).content.object_id == alone.content.object_id
+
+
+def _record(**arrays: Any) -> RecordDict:
+    record = ArrayRecord({k: v if isinstance(v, Array) else Array(v) for k, v in (GOOD | arrays).items()})
+    return RecordDict({"arrays": record, "metrics": MetricRecord({"count": 4})})
+
+
+def _with(**records: Any) -> RecordDict:
+    content = reply_content(4, GOOD)
+    for name, record in records.items():
+        content[name] = record
+    return content
+
+
+NAN = np.array([1, np.nan, 2], dtype=np.float32)
+BAD: dict[str, RecordDict | Error] = {
+    "an array more": _record(extra=np.ones(3, np.float32)),
+    "a shape": _record(**{"head.common": np.ones(4, np.float32)}),
+    "float64": _record(**{"head.common": np.ones(3)}),
+    "nan": _record(**{"head.common": NAN}),
+    "infinity": _record(**{"head.common": np.full(3, np.inf, np.float32)}),
+    "a forged header": _record(
+        **{"head.common": Array("float32", (3,), "numpy.ndarray", Array(GOOD["head.common"]).data + b"mine")}
+    ),
+    "a metric more": _with(metrics=MetricRecord({"count": 4, "loss": 0.5})),
+    "a list of metrics": _with(metrics=MetricRecord({"count": [4, 5]})),
+    "a real count": _with(metrics=MetricRecord({"count": 4.0})),
+    "another count": _with(metrics=MetricRecord({"count": 3})),
+    "a record more": _with(debug=ConfigRecord({"text": SECRET})),
+    "no count": RecordDict({"arrays": to_record(GOOD)}),
+    "arrays missing": reply_content(4),
+    "a free text": Error(2, SECRET),
+    "a free text with our code": Error(Refusal.FAILED.code, SECRET),
+    "a fixed text with another code": Error(7, Refusal.FAILED.sentence),
+    "no text": Error(Refusal.FAILED.code),
+    "a setting's value": Error(
+        Refusal.CONFIGURATION.code, f"{Refusal.CONFIGURATION.sentence}: path={SECRET}"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(BAD))
+def test_whatever_the_schema_does_not_name_is_refused(fault: str) -> None:
+    passed = _gated(Message(BAD[fault], reply_to=_asked()))  # type: ignore[call-overload]
+    assert passed.error == Error(*Refusal.EGRESS.value)
+    assert SECRET.encode() not in passed.deflate()
+
+
+def test_arrays_do_not_leave_where_a_count_alone_may() -> None:
+    passed = _gated(Message(reply_content(4, GOOD), reply_to=_asked()), Allowance(None, 4))
+    assert passed.error == Error(*Refusal.EGRESS.value)
+
+
+def test_what_is_no_message_is_refused() -> None:
+    assert _gated(None).error == Error(*Refusal.EGRESS.value)
+    assert _gated(Message(RecordDict(), reply_to=_asked())).error == Error(*Refusal.EGRESS.value)
+
+
+def test_the_envelope_is_that_of_the_instruction() -> None:
+    """Nothing can be written on the outside: group, type, sender and addressee are the instruction's."""
+    reply = Message(reply_content(4, GOOD), reply_to=_asked())
+    reply.metadata.group_id = SECRET
+    reply.metadata.message_type = "train.secret"
+    reply.metadata.__dict__["_message_id"] = SECRET
+    reply.metadata.__dict__["_reply_to_message_id"] = SECRET
+    passed = _gated(reply)
+    assert passed.metadata.group_id == "" and passed.metadata.reply_to_message_id == "m0"
+    assert passed.metadata.message_type == "train" and SECRET not in repr(passed.metadata)
+    assert SECRET.encode() not in passed.deflate()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DataError(SECRET), Refusal.FAILED),
+        (KeyError(SECRET), Refusal.FAILED),
+        (MemoryError(SECRET), Refusal.FAILED),
+        (ModelError(SECRET), Refusal.MODEL),
+        (WireError(SECRET), Refusal.INSTRUCTION),
+        (ConfigurationError(SECRET), Refusal.CONFIGURATION),
+        (ConfigurationError(f"path={SECRET!r}: is no file"), Refusal.CONFIGURATION),
+        (ForbiddenUploadError(SECRET), Refusal.FORBIDDEN),
+        (RefusedToSendError(SECRET), Refusal.EGRESS),
+    ],
+)
+def test_an_error_is_told_by_its_class_alone(error: Exception, kind: Refusal) -> None:
+    told = refusal(error)
+    assert told.code == kind.code and (told.code, told.reason) in REFUSALS
+    assert SECRET not in str(told.reason)
+    assert released(Message(told, reply_to=_asked()), _asked(), lambda: Allowance(None, 0)).error == told
+
+
+def test_the_list_of_errors_is_short_and_holds_names_alone() -> None:
+    assert len(REFUSALS) == len(Refusal) + len(SETTINGS) < 150
+    assert len({kind.code for kind in Refusal}) == len(Refusal)
+    assert refusal(ConfigurationError("privacy.clip=-1: must be above 0")).reason.endswith(": privacy.clip")
+    assert refusal(ConfigurationError("ada=1: must be")).reason == Refusal.CONFIGURATION.sentence
+
+
+@pytest.mark.parametrize("method", ["components", "fdlora", "fdlora-as-printed"])
+@pytest.mark.parametrize("flag", [False, True])
+def test_personal_adapters_may_leave_under_one_method_and_its_flag_alone(method: str, flag: bool) -> None:
+    config = config_of(method, leak_personal_weights=flag)
+    asked = Instruction("dual", 0, Phase.UPLOAD)
+    if method == "fdlora-as-printed" and flag:
+        assert allowance(config, asked, SHAPES, 4) == Allowance(SHAPES, 4)
+        return
+    with pytest.raises(ForbiddenUploadError):
+        allowance(config, asked, SHAPES, 4)
+    assert allowance(config, replace(asked, phase=Phase.PERSONALIZE), SHAPES, 4).shapes is None
+
+
+def test_every_handler_of_the_app_stands_behind_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that somebody adds and that leaks everything at once."""
+    assert any(isinstance(mod, Egress) for mod in module.app._mods)
+    monkeypatch.setattr(module.app, "_registered_funcs", dict(module.app._registered_funcs))
+
+    @module.app.train("careless")
+    def careless(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"all": ConfigRecord({"text": SECRET})}), reply_to=message)
+
+    message = Message(RecordDict(), 9, "train.careless")
+    message.metadata.__dict__["_message_id"] = "m0"
+    reply = module.app(message, Context(1, 1, {}, RecordDict(), RunConfig().to_flat()))
+    assert reply.has_error() and SECRET.encode() not in reply.deflate()
+
+
+# --- Whole rounds ------------------------------------------------------------------------------
+
+NODES = 3
+LORA: dict[str, Any] = {
+    f"{side}__{key}": value
+    for side in ("shared", "personal")
+    for key, value in {"kind": "lora", "rank": 2, "targets": "q_proj", "layers": "top:1"}.items()
+}
+FDLORA: dict[str, Any] = {
+    **LORA,
+    "method": "fdlora",
+    "federation__server": "nesterov",
+    "train__pooling": "last-mean",
+    "train__inner_lr": 0.1,
+}
+PRINTED = FDLORA | {"method": "fdlora-as-printed", "federation__leak_personal_weights": True}
+ROUNDS = {"federation__rounds": 2, "train__text_shards": 1, "train__final_steps": 2}
+
+
+class Transport:
+    """Stands where the connection to the SuperNode is and keeps every request as bytes."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.objects: list[PushObjectRequest] = []
+
+    def PushMessages(self, request: PushAppMessagesRequest) -> PushAppMessagesResponse:
+        self.bodies.append(request.SerializeToString())
+        ids = [item.object_id for tree in request.message_object_trees for item in _flat(tree)]
+        return PushAppMessagesResponse(objects_to_push=ids, session_id="s")
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:
+        self.bodies.append(request.SerializeToString())
+        self.objects.append(request)
+        return PushObjectResponse(stored=True)
+
+
+def _flat(tree: Any) -> list[Any]:
+    return [tree, *(below for child in tree.children for below in _flat(child))]
+
+
+@dataclass
+class Sent:
+    """One reply: what was asked, the bytes, and what a second, undisturbed trainer says was due."""
+
+    asked: Instruction
+    transport: Transport
+    users: int
+    names: list[str]
+    due: Floats | None
+    literal: npt.NDArray[np.float64] | None
+    personal: dict[str, Floats]
+
+    @property
+    def reply(self) -> Message:
+        (reply,) = replies_in(self.transport.objects)
+        return reply
+
+
+@dataclass
+class Node:
+    """A node whose ClientApp is real, and whose way out is recorded."""
+
+    app: ClientApp
+    config: RunConfig
+    partition: int
+    second: NodeTrainer
+    sent: list[Sent] = field(default_factory=list)
+
+    def __call__(self, message: Message) -> Message:
+        place = {"partition-id": self.partition, "num-partitions": NODES}
+        context = Context(11, 9, place, RecordDict(), self.config.to_flat())
+        shared, asked = read_instruction(message.content)
+        arm = self.second.arm(asked.arm)
+        layout, due, literal = arm.adapter.shared_layout, None, None
+        personal = {"before": np.array(self._state(arm, asked).before)}
+        if asked.phase is Phase.TRAIN:
+            theta = from_arrays(layout, shared)
+            if isinstance(arm, CohortArm):
+                literal = literal_update(self.second, arm, asked.server_round, theta, personal["before"])
+            due = layout.join(self.second.train(asked.arm, asked.server_round, shared)[0])
+        elif asked.phase is Phase.PERSONALIZE:
+            self.second.personalize(asked.arm, asked.server_round, shared)
+        personal["after"] = np.array(arm.load().after)
+        users = self.second.users_in(asked.phase, asked.server_round)
+        reply, transport = self.app(message, context), Transport()
+        names = list(dict(layout.shapes))
+        self.sent.append(Sent(asked, transport, users, names, due, literal, personal))
+        push_message(transport, reply, context)  # type: ignore[arg-type]
+        return reply
+
+    @staticmethod
+    def _state(arm: ArmTrainer, asked: Instruction) -> PersonalState:
+        return arm.load().at_start_of(max(1, asked.server_round))
+
+    def secrets(self) -> Secrets:
+        """All that this node's users would not want to see elsewhere."""
+        trainer = self.second
+        tensors: dict[str, Floats] = {}
+        for number, sent in enumerate(self.sent):
+            for name, rows in sent.personal.items():
+                tensors[f"{number} {name}"] = rows
+                tensors |= {f"{number} {name} of {u}": row for u, row in enumerate(rows)}
+                tensors[f"{number} sum of {name}"] = rows.sum(0).astype(np.float32)
+        population = trainer.cohort.population
+        texts = [t for text in population.texts for t in (text.response, text.prompt)]
+        return Secrets(tensors, texts + [user.user_id for user in population.users])
+
+
+def literal_update(
+    trainer: NodeTrainer, arm: CohortArm, server_round: int, theta: torch.Tensor, before: Floats
+) -> npt.NDArray[np.float64]:
+    """[D] what one local step is due to send: autograd, one example at a time; without the noise.
+
+    -lr / L times the sum over users' records of the gradient at (theta, own adapter), clipped to C.
+    """
+    model, examples = LiteralModel(trainer.cohort.base, arm.adapter), arm.train_examples
+    online, total = trainer.cohort.online(server_round), torch.zeros(len(theta), dtype=torch.float64)
+    for place, user in enumerate(examples.user):
+        if online[user]:
+            model.become(theta, torch.from_numpy(before[user]), torch.ones(2))
+            one = examples.take(np.array([place]))
+            gradient = model.gradient("reward", trainer.cohort.texts.tokens, one, 0.1)[None, : len(theta)]
+            if arm.shared_clip is not None:
+                gradient = clipped(gradient, example_norms(gradient), arm.shared_clip)
+            total -= gradient[0].double()
+    train = trainer.config.train
+    return np.asarray((train.inner_lr / train.expected_batch * total).numpy())
+
+
+def diaries(seed: int = 0) -> Population:
+    """A population whose texts and names cannot be there by chance."""
+    plain = without_floor(tiny_population("mixed", seed))
+    texts = tuple(
+        replace(t, prompt=f"Question of diary {t.prompt}", response=f"Dear diary {i} my doctor {t.response}")
+        for i, t in enumerate(plain.texts)
+    )
+    users = tuple(replace(user, user_id=f"ada-lovelace-{i}") for i, user in enumerate(plain.users))
+    return replace(plain, texts=texts, users=users)
+
+
+Federation = Callable[..., list[Node]]
+
+
+@pytest.fixture
+def federation(tiny_model_folder: Path, tmp_path: Path) -> Federation:
+    """Run a whole federation with a build of the ClientApp; returns its nodes."""
+    population = tmp_path / "population"
+    diaries().save(population)
+
+    def run(app: ClientApp, arm: str = "dual", **changes: Any) -> list[Node]:
+        settings = {**ROUNDS, **changes, "arms": arm}
+        config = tiny_config(tiny_model_folder, **settings).model_copy(
+            update={"population": str(population), "out": str(tmp_path / "run")}
+        )
+        module._TRAINERS.clear()
+        nodes = []
+        for place in range(NODES):
+            second = NodeTrainer(config, population, tmp_path / "second", place, NODES)
+            first = NodeTrainer(config, population, tmp_path / "run", place, NODES)
+            for trainer in (first, second):
+                plant(trainer.arm(arm), seed=place)
+            nodes.append(Node(app, config, place, second))
+        grid = FakeGrid({10 + i: node for i, node in enumerate(nodes)})
+        run_arms(config, grid, tmp_path / "run", timer=Clock().timer())
+        module._TRAINERS.clear()
+        return nodes
+
+    return run
+
+
+def plant(arm: ArmTrainer, seed: int) -> None:
+    """Give the users personal numbers that are nobody else's, before the first round."""
+    fresh = PersonalState.fresh(arm.cohort.users, arm.prior)
+    own = 0.3 * np.random.default_rng([5, seed]).standard_normal(fresh.after.shape)
+    arm.store.save(replace(fresh, after=(fresh.after + own).astype(np.float32)))
+
+
+def findings(nodes: list[Node]) -> dict[str, set[str]]:
+    """All that the scan finds in everything that the nodes sent, by the kind of search."""
+    found: dict[str, set[str]] = {"bytes": set(), "beside": set(), "bits": set(), "numbers": set()}
+    for node in nodes:
+        bodies = [body for sent in node.sent for body in sent.transport.bodies]
+        found["bytes"] |= found_in(bodies, node.secrets())
+        for sent in node.sent:
+            reply = sent.reply
+            found["beside"] |= beside_the_update(reply, sent.names, sent.users)
+            if reply.has_error() or "arrays" not in reply.content:
+                continue
+            update = sent_update(reply, sent.names)
+            due = np.zeros_like(update) if sent.due is None else sent.due
+            if differs_in_any_bit(update, due):
+                found["bits"].add("another update than is due")
+            for reference in (due, sent.literal):
+                if reference is not None:
+                    found["numbers"] |= set(projected(update, reference, sent.personal))
+    return found
+
+
+NOTHING: Mapping[str, set[str]] = {"bytes": set(), "beside": set(), "bits": set(), "numbers": set()}
+
+
+@pytest.mark.parametrize("arm", ["dual", "dual_dp"])
+@pytest.mark.parametrize("method", [{}, FDLORA], ids=["components", "fdlora"])
+def test_the_app_sends_the_update_and_nothing_personal(
+    federation: Federation, arm: str, method: dict[str, Any]
+) -> None:
+    nodes = federation(module.app, arm, **method)
+    assert [sent.asked.phase for node in nodes for sent in node.sent] == [
+        Phase.TRAIN, Phase.TRAIN, Phase.PERSONALIZE,
+    ] * NODES  # fmt: skip
+    assert findings(nodes) == NOTHING
+    if method:  # the literal reference is met up to rounding, or up to the noise
+        for node in nodes:
+            for sent in node.sent[:2]:
+                left = np.linalg.norm(sent_update(sent.reply, sent.names) - sent.literal)
+                assert (left < 1e-4 * np.linalg.norm(sent.literal)) == (arm == "dual")
