@@ -13,7 +13,7 @@ import base64
 import contextlib
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,10 +132,13 @@ def replies_in(objects: Sequence[PushObjectRequest]) -> list[Message]:
     ]
 
 
-def beside_the_update(reply: Message, names: Sequence[str], users: int) -> set[str]:
-    """What a message says beside arrays of these ``names`` and a number of users."""
+def beside_the_update(
+    reply: Message, names: Sequence[str], users: int, errors: Collection[tuple[int, str]]
+) -> set[str]:
+    """What a message says beside arrays of these ``names``, a number of users, and fixed ``errors``."""
     if reply.has_error():
-        return {f"error text {reply.error.reason!r}"}
+        told = (reply.error.code, str(reply.error.reason))
+        return set() if told in errors else {f"error text {told[1]!r}"}
     content, found = reply.content, set()
     found |= {f"record {key}" for key in content if key not in ("arrays", "metrics")}
     metrics: dict[str, Any] = dict(content.metric_records.get("metrics", {}))

@@ -14,10 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from fl_client import app as module
-from fl_client.cohort_arm import example_margins
+from fl_client.cohort_arm import CohortArm, example_margins
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
-from fl_core.records import Split
 from fl_core.wire import Arrays, from_record, read_instruction, to_record
 
 Leak = Callable[[Message, NodeTrainer, str], Message]
@@ -87,20 +86,19 @@ def slipped(reply: Message, trainer: NodeTrainer, arm: str) -> Message:
     return _changed(reply, change)
 
 
-def _loss(trainer: NodeTrainer, arm: str) -> float:
-    held = trainer.cohort.examples(Split.TRAIN)
+def mean_loss(trainer: NodeTrainer, arm: str) -> float:
+    """The hosted users' mean training loss under their adapters of before the round."""
     made = trainer.arm(arm)
-    if not hasattr(made, "_members"):
-        return float(len(held)) + 0.25
-    theta = made.adapter.initial_shared()
-    members = made._members(theta, np.array(made.load().before))
-    return float(torch.nn.functional.softplus(-example_margins(made.engine, held, members)).mean())
+    assert isinstance(made, CohortArm)
+    members = made._members(made.adapter.initial_shared(), np.array(made.load().before))
+    margins = example_margins(made.engine, made.train_examples, members)
+    return float(torch.nn.functional.softplus(-margins).mean())
 
 
 def metric(reply: Message, trainer: NodeTrainer, arm: str) -> Message:
     """The users' mean loss beside the count."""
     count = reply.content.metric_records["metrics"]["count"]
-    reply.content["metrics"] = MetricRecord({"count": count, "loss": _loss(trainer, arm)})
+    reply.content["metrics"] = MetricRecord({"count": count, "loss": mean_loss(trainer, arm)})
     return reply
 
 

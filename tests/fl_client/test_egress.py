@@ -50,12 +50,13 @@ from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.engine import clipped, example_norms
 from fl_core.errors import ConfigurationError, DataError, ModelError, WireError
-from fl_core.records import Population
-from fl_core.shared import Arrays, from_arrays
+from fl_core.records import Population, Split
+from fl_core.shared import Arrays, from_arrays, initial_shared
 from fl_core.wire import Instruction, Phase, instruction_content, read_instruction, reply_content, to_record
 from fl_server.rounds import run_arms
+from strategies.exchange import instruct
 from tests import leaking_builds as builds
-from tests.fake_grid import Clock, FakeGrid, config_of, raw_reply
+from tests.fake_grid import Clock, FakeGrid, config_of
 from tests.fl_core.literal import LiteralModel
 from tests.leak_scan import (
     Secrets,
@@ -284,6 +285,7 @@ class Sent:
     due: Floats | None
     literal: npt.NDArray[np.float64] | None
     personal: dict[str, Floats]
+    metrics: dict[str, float]
 
     @property
     def reply(self) -> Message:
@@ -317,9 +319,12 @@ class Node:
             self.second.personalize(asked.arm, asked.server_round, shared)
         personal["after"] = np.array(arm.load().after)
         users = self.second.users_in(asked.phase, asked.server_round)
+        told = {}
+        if due is not None and isinstance(arm, CohortArm):  # later than the round: it fills caches in its way
+            told = {"loss": builds.mean_loss(self.second, asked.arm)}
         reply, transport = self.app(message, context), Transport()
         names = list(dict(layout.shapes))
-        self.sent.append(Sent(asked, transport, users, names, due, literal, personal))
+        self.sent.append(Sent(asked, transport, users, names, due, literal, personal, told))
         push_message(transport, reply, context)  # type: ignore[arg-type]
         return reply
 
@@ -331,6 +336,7 @@ class Node:
         """All that this node's users would not want to see elsewhere."""
         trainer = self.second
         tensors: dict[str, Floats] = {}
+        metrics = {f"{n} {name}": v for n, sent in enumerate(self.sent) for name, v in sent.metrics.items()}
         for number, sent in enumerate(self.sent):
             for name, rows in sent.personal.items():
                 tensors[f"{number} {name}"] = rows
@@ -338,7 +344,7 @@ class Node:
                 tensors[f"{number} sum of {name}"] = rows.sum(0).astype(np.float32)
         population = trainer.cohort.population
         texts = [t for text in population.texts for t in (text.response, text.prompt)]
-        return Secrets(tensors, texts + [user.user_id for user in population.users])
+        return Secrets(tensors, texts + [user.user_id for user in population.users], metrics)
 
 
 def literal_update(
@@ -378,25 +384,29 @@ Federation = Callable[..., list[Node]]
 
 @pytest.fixture
 def federation(tiny_model_folder: Path, tmp_path: Path) -> Federation:
-    """Run a whole federation with a build of the ClientApp; returns its nodes."""
+    """Run a whole federation, or one node's first round, with a build of the app; returns the nodes."""
     population = tmp_path / "population"
     diaries().save(population)
 
-    def run(app: ClientApp, arm: str = "dual", **changes: Any) -> list[Node]:
+    def run(app: ClientApp, arm: str = "dual", whole: bool = True, **changes: Any) -> list[Node]:
         settings = {**ROUNDS, **changes, "arms": arm}
         config = tiny_config(tiny_model_folder, **settings).model_copy(
             update={"population": str(population), "out": str(tmp_path / "run")}
         )
         module._TRAINERS.clear()
         nodes = []
-        for place in range(NODES):
+        for place in range(NODES if whole else 1):
             second = NodeTrainer(config, population, tmp_path / "second", place, NODES)
             first = NodeTrainer(config, population, tmp_path / "run", place, NODES)
             for trainer in (first, second):
                 plant(trainer.arm(arm), seed=place)
             nodes.append(Node(app, config, place, second))
         grid = FakeGrid({10 + i: node for i, node in enumerate(nodes)})
-        run_arms(config, grid, tmp_path / "run", timer=Clock().timer())
+        if whole:
+            run_arms(config, grid, tmp_path / "run", timer=Clock().timer())
+        else:
+            asked = Instruction(arm, 1, Phase.TRAIN)
+            grid.push_messages(instruct(asked, to_record(initial_shared(config, arm)), [10], 9.0))
         module._TRAINERS.clear()
         return nodes
 
@@ -410,22 +420,26 @@ def plant(arm: ArmTrainer, seed: int) -> None:
     arm.store.save(replace(fresh, after=(fresh.after + own).astype(np.float32)))
 
 
-def findings(nodes: list[Node]) -> dict[str, set[str]]:
-    """All that the scan finds in everything that the nodes sent, by the kind of search."""
+def findings(nodes: list[Node], exact: bool = True) -> dict[str, set[str]]:
+    """All that the scan finds in everything that the nodes sent, by the kind of search.
+
+    Without ``exact`` nobody knows the noise that was drawn, as with a real device's: what is due is
+    then the literal update without noise.
+    """
     found: dict[str, set[str]] = {"bytes": set(), "beside": set(), "bits": set(), "numbers": set()}
     for node in nodes:
         bodies = [body for sent in node.sent for body in sent.transport.bodies]
         found["bytes"] |= found_in(bodies, node.secrets())
         for sent in node.sent:
             reply = sent.reply
-            found["beside"] |= beside_the_update(reply, sent.names, sent.users)
+            found["beside"] |= beside_the_update(reply, sent.names, sent.users, REFUSALS)
             if reply.has_error() or "arrays" not in reply.content:
                 continue
             update = sent_update(reply, sent.names)
             due = np.zeros_like(update) if sent.due is None else sent.due
-            if differs_in_any_bit(update, due):
+            if exact and differs_in_any_bit(update, due):
                 found["bits"].add("another update than is due")
-            for reference in (due, sent.literal):
+            for reference in (due if exact or sent.due is None else None, sent.literal):
                 if reference is not None:
                     found["numbers"] |= set(projected(update, reference, sent.personal))
     return found
@@ -449,3 +463,118 @@ def test_the_app_sends_the_update_and_nothing_personal(
             for sent in node.sent[:2]:
                 left = np.linalg.norm(sent_update(sent.reply, sent.names) - sent.literal)
                 assert (left < 1e-4 * np.linalg.norm(sent.literal)) == (arm == "dual")
+
+
+def test_the_method_that_leaks_by_design_is_found_and_passes_the_gate(federation: Federation) -> None:
+    """FDLoRA as printed: the sum of a node's personal adapters, number by number, before round 1."""
+    nodes = federation(module.app, **PRINTED)
+    assert [sent.asked.phase for sent in nodes[0].sent][:2] == [Phase.UPLOAD, Phase.TRAIN]
+    found = findings(nodes)
+    assert {"span of before", "0 sum of before[0:4]"} <= found["numbers"] | found["bytes"]
+    assert not any(sent.reply.has_error() for node in nodes for sent in node.sent)
+    rounds = [replace(node, sent=node.sent[1:]) for node in nodes]  # without it, a method like others
+    assert findings(rounds)["bits"] == set()
+
+
+BUILDS: dict[str, tuple[builds.Leak, set[str]]] = {
+    "personal numbers added, a thousandth": (builds.added(1e-3), {"bits", "numbers"}),
+    "personal numbers added somewhere else": (builds.slipped, {"bits", "numbers"}),
+    "a loss": (builds.metric, {"beside", "bytes"}),
+    "a number of records": (builds.counted, {"beside"}),
+    "a number of records in low bits": (builds.low_bits, {"bits"}),
+    "a further array": (builds.extra_array, {"beside", "bytes"}),
+    "eight bits in base64": (builds.quantised, {"beside", "bytes"}),
+    "an npy header": (builds.padded, {"beside"}),
+    "feedback in an error": (builds.told, {"beside", "bytes"}),
+}
+HIDDEN = (
+    "personal numbers added, a thousandth",
+    "personal numbers added somewhere else",
+    "a number of records in low bits",
+)
+"""What has the form of an update: no gate can tell it from one."""
+
+
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_the_scan_finds_a_leaking_build(federation: Federation, name: str) -> None:
+    leak, kinds = BUILDS[name]
+    found = findings(federation(builds.leaking(leak), whole=False, **FDLORA))
+    assert {kind for kind, what in found.items() if what} == kinds, found
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDS if name not in HIDDEN])
+def test_the_gate_refuses_a_leaking_build(federation: Federation, name: str) -> None:
+    gate = Egress(module._allowed, module._log_locally)
+    app = builds.with_mods(gate, builds.mod_of(BUILDS[name][0]))
+    nodes = federation(app, whole=False, **FDLORA)
+    assert findings(nodes) == NOTHING
+    replies = [sent.reply for node in nodes for sent in node.sent]
+    assert replies and all(reply.error == Error(*Refusal.EGRESS.value) for reply in replies)
+
+
+@pytest.mark.parametrize("leak", [builds.added(1.0), builds.slipped], ids=["added", "slipped"])
+def test_a_leak_under_noise_that_nobody_knows_is_found(federation: Federation, leak: builds.Leak) -> None:
+    nodes = federation(builds.leaking(leak), "dual_dp", whole=False, **FDLORA)
+    assert findings(nodes, exact=False)["numbers"]
+
+
+# --- Users who have nothing to say -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ["dual", "dual_dp"])
+@pytest.mark.parametrize("method", [{}, FDLORA], ids=["components", "fdlora"])
+@pytest.mark.parametrize("leaks", [False, True])
+def test_users_without_records_send_noise_whatever_their_adapters_hold(
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arm: str,
+    method: dict[str, Any],
+    leaks: bool,
+) -> None:
+    """Needs no second computation: without records nothing is due, and the adapters are random marks.
+
+    So it also sees a leak inside of the trainer, here one in ``ArmTrainer.reply``.
+    """
+    population = diaries()
+    records = replace(population.records, split=np.maximum(population.records.split, Split.HOLDBACK))
+    replace(population, records=records).save(tmp_path / "population")
+    config = tiny_config(tiny_model_folder, **{**ROUNDS, **method, "arms": arm})
+    trainer = NodeTrainer(config, tmp_path / "population", tmp_path / "run", 0, NODES)
+    made = trainer.arm(arm)
+    plant(made, seed=0)
+    before, honest = np.array(made.load().after), made.reply
+    if leaks:
+        own = torch.from_numpy(before.ravel()[: made.adapter.shared_layout.size].copy())
+        pad = made.adapter.shared_layout.size - len(own)
+        monkeypatch.setattr(made, "reply", lambda s: honest(s + torch.nn.functional.pad(own, (0, pad))))
+    shared = made.adapter.initial_shared()
+    sums, _ = trainer.train(arm, 1, made.adapter.shared_layout.split(shared.numpy()))
+    sent = made.adapter.shared_layout.join(sums)
+    assert np.any(sent) == (leaks or arm == "dual_dp")
+    found = projected(sent, np.zeros_like(sent), {"before": before, "after": np.array(made.load().after)})
+    assert bool(found) == leaks, found
+
+
+# --- The statistics themselves -----------------------------------------------------------------
+
+
+def test_the_chance_of_a_false_alarm_is_as_stated() -> None:
+    """Noise against fixed tensors: p-values below 5% come in 5% of draws (span), or fewer (windows)."""
+    rng = np.random.default_rng(0)
+    rows, tensor = rng.standard_normal((4, 90)), rng.standard_normal(20)
+    span = np.array([span_p(rng.standard_normal(90), rows) for _ in range(2000)])
+    window = np.array([window_p(rng.standard_normal(90), tensor) for _ in range(2000)])
+    assert abs(np.mean(span < 0.05) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 2000)
+    assert abs(np.mean(span < 0.5) - 0.5) < 4 * np.sqrt(0.25 / 2000)
+    assert 0.005 < np.mean(window < 0.05) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_what_is_found_at_which_size() -> None:
+    """A linear share of four users' numbers in noise of equal length: found from a third on, of 1,000."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((4, 1000))
+    noise = rng.standard_normal(1000)
+    hidden = rows.sum(0) / np.linalg.norm(rows.sum(0)) * np.linalg.norm(noise)
+    assert span_p(noise + 0.33 * hidden, rows) < 1e-8 < 1e-3 < span_p(noise, rows)
+    assert window_p(np.r_[noise[:300], noise[300:] + 0.33 * hidden[300:]], hidden[300:]) < 1e-8
