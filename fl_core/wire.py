@@ -46,6 +46,9 @@ ROUND_LIMIT = 1_000_000
 """The last round that a node may be asked for."""
 
 HEADER_BYTES_LIMIT = 4096
+TEXT_LIMIT = 300
+"""Characters that are kept of a text which a node sent."""
+
 NUMPY_STYPE = "numpy.ndarray"
 
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -82,10 +85,14 @@ class Reason(enum.StrEnum):
 
 
 class ReplyError(WireError):
-    """A reply does not have the agreed form; ``reason`` says in which way."""
+    """A reply does not have the agreed form; ``reason`` says in which way.
+
+    Its text goes into logs and ``progress.json`` and may quote a stranger: it is cut to one
+    printable line of ``TEXT_LIMIT`` characters, whoever raises it.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.reason = reason
 
 
@@ -219,7 +226,7 @@ def _says_absent(reply: Message) -> bool:
 
 def _content_of(reply: Message, keys: set[str]) -> RecordDict:
     if reply.has_error():
-        raise ReplyError(Reason.ERROR, _one_line(reply.error.reason or "no reason given"))
+        raise ReplyError(Reason.ERROR, reply.error.reason or "no reason given")
     if not reply.has_content():
         raise ReplyError(Reason.CONTENT, "the reply is empty")
     if set(reply.content) != keys:
@@ -278,9 +285,10 @@ def _check_norm(arrays: Arrays, count: int, max_norm: float) -> None:
         raise ReplyError(Reason.NORM, f"norm per user {mean_norm:.4g} is above {bound:.4g}")
 
 
-def _one_line(text: str) -> str:
-    """A stranger's text, fit for a log and a terminal: printable, one line, at most 300 characters."""
-    return "".join(character if character.isprintable() else " " for character in text[:300])
+def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
+    """A stranger's text, fit for a log and a terminal: printable, one line, not above ``limit``."""
+    cut = str(text)[:limit]
+    return "".join(character if character.isprintable() else " " for character in cut)
 
 
 def _shown(value: object) -> str:
