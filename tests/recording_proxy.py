@@ -51,12 +51,8 @@ class RecordingProxy:
                 self._said.append(bytearray())
                 with contextlib.suppress(OSError):
                     server = socket.create_connection(("127.0.0.1", self.target), 5)
-                    pump = threading.Thread(
-                        target=_pass_on, args=(client, server, self._said[-1]), daemon=True
-                    )
-                    back = threading.Thread(target=_pass_on, args=(server, client, bytearray()), daemon=True)
-                    pump.start()
-                    back.start()
+                    for way in ((client, server, self._said[-1]), (server, client, bytearray())):
+                        threading.Thread(target=_pass_on, args=way, daemon=True).start()
 
 
 def _pass_on(source: socket.socket, target: socket.socket, kept: bytearray) -> None:

@@ -19,33 +19,33 @@ from fl_core.wire import Phase
 from fl_server.rounds import run_arms
 from simulation import launch, supervisor
 from tests.fake_grid import Clock, FakeGrid
-from tests.leak_scan import beside_the_update, found_in, projected, replies_in, sent_update
+from tests.leak_scan import Secrets, beside_the_update, found_in, projected, replies_in, sent_update
 from tests.recorded_nodes import Node, diaries, plant
 from tests.recording_proxy import RecordingProxy, Request, parsed
 from tests.tiny_runs import USERS, tiny_config
 
 ROOT = Path(launch.__file__).resolve().parents[1]
 SAME = {"kind": "lora", "rank": 2, "targets": "q_proj", "layers": "top:1"}
-SETTINGS: dict[str, Any] = {
+LEAKS: dict[str, Any] = {
     **{f"{side}__{key}": value for side in ("shared", "personal") for key, value in SAME.items()},
     "arms": "dual",
-    "method": "fdlora",
+    "method": "fdlora-as-printed",
+    "federation__leak_personal_weights": True,
     "federation__server": "nesterov",
     "federation__rounds": 1,
     "federation__deadline_seconds": 60.0,
     "train__pooling": "last-mean",
     "train__final_steps": 2,
 }
-LEAK = {"method": "fdlora-as-printed", "federation__leak_personal_weights": True, "federation__rounds": 0}
+"""The method that leaks once, before its first round, and is then like any other."""
 
 DRIVER = """
 import subprocess, sys
-node, *runs = [part.split("\\n") for part in sys.argv[1].split("\\n\\n")]
+node, run = [part.split("\\n") for part in sys.argv[1].split("\\n\\n")]
 subprocess.Popen(node)
-for run in runs:
-    subprocess.run(run, timeout=100)
+subprocess.run(run, timeout=200)
 """
-"""Starts the SuperNode, then one run after another; the supervisor ends all that is left."""
+"""Starts the SuperNode, then the run; the supervisor ends all that is left."""
 
 
 def _second(config: RunConfig, population: Path, folder: Path) -> Node:
@@ -62,8 +62,8 @@ def _second(config: RunConfig, population: Path, folder: Path) -> Node:
     return node
 
 
-def _deployed(configs: list[RunConfig], folder: Path) -> RecordingProxy:
-    """Run the configurations on one SuperLink with one SuperNode that hosts user 0."""
+def _deployed(config: RunConfig, folder: Path) -> RecordingProxy:
+    """Run ``config`` on a SuperLink with one SuperNode that hosts user 0."""
     port, inner = launch.free_port(), launch.free_port()
     proxy, scratch = RecordingProxy(port), launch.short_folder()
     launch.write_connection(folder / "home", port)
@@ -75,10 +75,8 @@ def _deployed(configs: list[RunConfig], folder: Path) -> RecordingProxy:
     node = [supernode, "--insecure", "--superlink", f"127.0.0.1:{proxy.port}", "--isolation", "subprocess"]
     node += ["--node-config", f"partition-id=0 num-partitions={USERS}"]
     node += ["--host", "127.0.0.1", "--port", str(inner)]
-    commands = [node]
-    for place, config in enumerate(configs):
-        launch.stage_app(folder / f"app{place}", launch.FlowerApp(), config)
-        commands.append([flwr, "run", str(folder / f"app{place}"), "duet", "--stream"])
+    launch.stage_app(folder / "app", launch.FlowerApp(), config)
+    commands = [node, [flwr, "run", str(folder / "app"), "duet", "--stream"]]
     service = [superlink, "--insecure", "--isolation", "subprocess", "--host", "127.0.0.1"]
     plan = supervisor.Plan(
         service=[*service, "--port", str(port), "--disable-runtime-dependency-installation"],
@@ -97,44 +95,33 @@ def _deployed(configs: list[RunConfig], folder: Path) -> RecordingProxy:
 
 @pytest.mark.slow
 def test_a_device_sends_the_update_and_nothing_personal(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """Two runs on one SuperLink: a method that keeps what is personal, and the one that leaks it."""
-    population = tmp_path / "population"
+    """All that the SuperNode says in a run: the scan finds the one leak there is, and nothing else."""
+    population, out = tmp_path / "population", tmp_path / "run"
     diaries().save(population)
-    configs, nodes = [], []
-    for name, changes in (("keeps", {}), ("leaks", LEAK)):
-        config = tiny_config(tiny_model_folder, **{**SETTINGS, **changes})
-        config = config.model_copy(update={"population": str(population), "out": str(tmp_path / name)})
-        plant(NodeTrainer(config, population, tmp_path / name, 0, USERS).arm("dual"), seed=0)
-        configs.append(config)
-        nodes.append(_second(config, population, tmp_path / f"second-{name}"))
-    proxy = _deployed(configs, tmp_path)
-    log = (tmp_path / "runs.log").read_text()
-    for config in configs:
-        progress = launch.read_progress(Path(config.out) / "progress.json")
-        assert progress is not None and progress.phase == "done", (progress, log)
+    config = tiny_config(tiny_model_folder, **LEAKS)
+    config = config.model_copy(update={"population": str(population), "out": str(out)})
+    plant(NodeTrainer(config, population, out, 0, USERS).arm("dual"), seed=0)
+    node = _second(config, population, tmp_path / "second")
+    proxy = _deployed(config, tmp_path)
+    progress = launch.read_progress(out / "progress.json")
+    assert progress is not None and progress.phase == "done", (tmp_path / "runs.log").read_text()
+
     requests = proxy.requests()
-    pushed = [PushObjectRequest.FromString(r.body) for r in requests if r.path.endswith("/push-object")]
-    replies = replies_in(pushed)
-    runs = list(dict.fromkeys(reply.metadata.run_id for reply in replies))
-    assert [
-        [reply.metadata.message_type for reply in replies if reply.metadata.run_id == run] for run in runs
-    ] == [
-        [Phase.TRAIN, Phase.PERSONALIZE],
-        [Phase.UPLOAD, Phase.PERSONALIZE],
-    ]
-    for run, node, leaks in zip(runs, nodes, (False, True), strict=True):
-        of_run = [reply for reply in replies if reply.metadata.run_id == run]
-        own = {item.object_id for item in pushed if item.run_id == run}
-        bodies = [r.body for r in requests if any(i.encode() in r.body for i in own)]
-        assert bool(found_in(bodies, node.secrets())) == leaks
-        for reply, sent in zip(of_run, node.sent, strict=True):
-            assert beside_the_update(reply, sent.names, 1, REFUSALS) == set()
-        update, first = sent_update(of_run[0], node.sent[0].names), node.sent[0]
-        due = update * 0 if first.due is None else first.due
-        assert bool(projected(update, due, first.personal)) == leaks
-    keeps = nodes[0].secrets()
-    whole = [said for said in proxy.raw if str(runs[1]).encode() not in said]
-    assert len(whole) > 0 and not {name for name in found_in(whole, keeps) if name.startswith("text")}
+    objects = [PushObjectRequest.FromString(r.body) for r in requests if r.path.endswith("/push-object")]
+    replies = replies_in(objects)
+    assert [r.metadata.message_type for r in replies] == [Phase.UPLOAD, Phase.TRAIN, Phase.PERSONALIZE]
+    for reply, sent in zip(replies, node.sent, strict=True):
+        assert beside_the_update(reply, sent.names, 1, REFUSALS) == set()
+    upload, update = (sent_update(reply, node.sent[0].names) for reply in replies[:2])
+    leaked = found_in([item.object_content for item in objects], node.secrets())
+    assert "0 sum of before[0:4]" in leaked and not any(name.startswith("text") for name in leaked)
+    assert "before[0]" in projected(upload, 0 * upload, node.sent[0].personal)
+    assert node.sent[1].due is not None and projected(update, node.sent[1].due, node.sent[1].personal) == {}
+
+    numbers = [data.data for data in replies[0].content.array_records["arrays"].values()]
+    rest = [r.body for r in requests if not any(n[-16:] in r.body for n in numbers)]
+    assert len(rest) > len(requests) - len(numbers) - 1 and found_in(rest, node.secrets()) == set()
+    assert found_in(proxy.raw, Secrets({}, node.secrets().texts)) == set()
 
 
 def test_the_proxy_reads_what_httpx_sends() -> None:
