@@ -6,6 +6,9 @@ transport is recorded by Flower's own code for pushing a message.
 
 from __future__ import annotations
 
+import base64
+import gzip
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +53,7 @@ from fl_server.rounds import run_arms
 from strategies.exchange import instruct
 from tests import leaking_builds as builds
 from tests.fake_grid import Clock, FakeGrid, config_of
-from tests.leak_scan import projected, sent_update, span_p, window_p
+from tests.leak_scan import SHORTEST, Secrets, found_in, needles, projected, sent_update, span_p, window_p
 from tests.recorded_nodes import Node, diaries, findings, plant
 from tests.tiny_runs import tiny_config
 
@@ -381,6 +384,25 @@ def test_users_without_records_send_noise_whatever_their_adapters_hold(
 
 
 # --- The statistics themselves -----------------------------------------------------------------
+
+
+def test_every_spelling_of_a_secret_is_found_and_noise_is_none() -> None:
+    """Each needle alone within a megabyte of noise, and within compressed streams."""
+    rng = np.random.default_rng(0)
+    tensors = {"own": rng.standard_normal(40).astype(np.float32)}
+    secrets = Secrets(tensors, ["Dear diary, my doctor"], {"loss": 0.6931471805599453})
+    noise = rng.bytes(2**20)
+    assert found_in([noise], secrets) == set()
+    spelled = [(name, n) for name, n in needles(secrets) if len(n) >= SHORTEST and len(set(n)) > 3]
+    assert {"own as bfloat16", "own as int8", "own as float16 in base64"} <= {name for name, _ in spelled}
+    together = noise[:5000] + b"|".join(needle for _, needle in spelled) + noise[:5000]
+    assert found_in([together], secrets) == {name for name, _ in spelled}
+    diary = b"notes: " + secrets.texts[0].encode("utf-16-le")
+    for packed in (zlib.compress(diary), gzip.compress(diary)):
+        assert packed not in diary and found_in([noise[:999] + packed], secrets)
+    for shift in range(3):  # base64 has three alignments
+        coded = base64.b64encode(b"x" * shift + secrets.texts[0].encode())
+        assert found_in([noise[:999] + coded], secrets)
 
 
 def test_the_chance_of_a_false_alarm_is_as_stated() -> None:
