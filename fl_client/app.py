@@ -1,8 +1,8 @@
 """The node component of the Flower App: parse the message, call the trainer, reply.
 
 Flower sends the text of an exception to the server, and texts of errors may quote what a user
-wrote.  So no exception leaves a handler: the server gets an error reply whose text is fixed,
-or names a setting, and the full error stays in the node's log.
+wrote.  So every handler stands behind ``fl_client.egress``, which lets out what its schema names
+and a fixed error for anything else; the full error stays in the node's log.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_client.egress import Allowance, Egress, allowance, refuse_upload
 from fl_core.config import RunConfig
-from fl_core.errors import ConfigurationError, ModelError
+from fl_core.errors import WireError
 from fl_core.populations import prepared_population, run_folder
 from fl_core.profiles import save_profile
 from fl_core.stopwatch import spent
@@ -31,18 +32,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-GENERIC = "training failed on the node; see the node's local log"
-
-SAFE_ERRORS = (ConfigurationError, ModelError)
-"""Errors whose text speaks of settings and layers alone, never of a user's data."""
-
-RAISED_CODE = 2
-"""Flower's code for "the ClientApp raised an exception"."""
-
 TRAINERS_LIMIT = 8
 """Trainers kept in one process; what is personal is on disk, so any may be dropped."""
-
-app = ClientApp()  # unannotated: Flower looks for a plain assignment
 
 
 @dataclass(frozen=True)
@@ -56,6 +47,42 @@ class Place:
 
 
 _TRAINERS: OrderedDict[Place, NodeTrainer] = OrderedDict()  # Ray's actors outlive messages
+
+
+def _log_locally(context: Context, error: Exception) -> None:
+    """The full error into this machine's log and into the run's folder on this machine."""
+    LOG.error("training failed on this node", exc_info=error)
+    try:
+        place = _place(context, RunConfig.from_flat(context.run_config))
+    except Exception:  # what was wrong with the configuration stands in the log by now
+        return
+    path = place.out / "logs" / f"node-{place.partition}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)) + "\n")
+    except OSError as failure:
+        LOG.error("cannot write %s: %s", path, failure)
+
+
+def _asked(message: Message) -> tuple[Arrays, Instruction]:
+    """What ``message`` says; ``WireError`` where its type and its content name different phases."""
+    shared, asked = read_instruction(message.content)
+    if asked.phase.value != message.metadata.message_type:
+        raise WireError(f"instruction: phase={asked.phase.value!r} came as {message.metadata.message_type!r}")
+    return shared, asked
+
+
+def _allowed(message: Message, context: Context) -> Allowance:
+    """What may leave in answer to ``message``: decided by the configuration and by public facts."""
+    config = RunConfig.from_flat(context.run_config)
+    _, asked = _asked(message)
+    trainer = _trainer(_place(context, config), config)
+    shapes, users = trainer.shared_shapes(asked.arm), trainer.users_in(asked.phase, asked.server_round)
+    return allowance(config, asked, shapes, users)
+
+
+app = ClientApp(mods=[Egress(_allowed, _log_locally)])  # unannotated: Flower looks for a plain assignment
 
 
 @app.train()
@@ -84,9 +111,7 @@ def upload(message: Message, context: Context) -> Message:
     """Method fdlora-as-printed only: the sum of the personal adapters.  Leaks by design."""
 
     def work(trainer: NodeTrainer, asked: Instruction, shared: Arrays) -> RecordDict:
-        config = RunConfig.from_flat(context.run_config)
-        if config.method != "fdlora-as-printed" or not config.federation.leak_personal_weights:
-            raise ConfigurationError(f"method={config.method!r}: personal adapters do not leave this node")
+        refuse_upload(RunConfig.from_flat(context.run_config))  # before anything is read
         total, count = trainer.upload_personal(asked.arm, asked.server_round)
         return reply_content(count, total)
 
@@ -97,21 +122,15 @@ Work = Callable[["NodeTrainer", Instruction, Arrays], RecordDict]
 
 
 def _answer(message: Message, context: Context, work: Work) -> Message:
-    """The reply of ``work``, or an error reply that says nothing of any user."""
-    place = None
-    try:
-        config = RunConfig.from_flat(context.run_config)
-        place = _place(context, config)
-        shared, instruction = read_instruction(message.content)
-        with spent("other"):
-            content = work(_trainer(place, config), instruction, shared)
-        if config.profile:
-            save_profile(place.out, f"node-{os.getpid()}")
-        return Message(content, reply_to=message)
-    except Exception as error:  # not to go on: to keep its text on this machine
-        _log_locally(place, error)
-        public = str(error) if isinstance(error, SAFE_ERRORS) else GENERIC
-    return Message(Error(code=RAISED_CODE, reason=public), reply_to=message)
+    """The reply of ``work``; its errors are ``Egress``'s."""
+    config = RunConfig.from_flat(context.run_config)
+    place = _place(context, config)
+    shared, instruction = _asked(message)
+    with spent("other"):
+        content = work(_trainer(place, config), instruction, shared)
+    if config.profile:
+        save_profile(place.out, f"node-{os.getpid()}")
+    return Message(content, reply_to=message)
 
 
 def _place(context: Context, config: RunConfig) -> Place:
@@ -149,17 +168,3 @@ def _set_threads() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > 0:
         torch.set_num_threads(int(threads))
-
-
-def _log_locally(place: Place | None, error: Exception) -> None:
-    """The full error into this machine's log and into the run's folder on this machine."""
-    LOG.error("training failed on this node", exc_info=error)
-    if place is None:
-        return
-    path = place.out / "logs" / f"node-{place.partition}.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(traceback.format_exception(error)) + "\n")
-    except OSError as failure:
-        LOG.error("cannot write %s: %s", path, failure)

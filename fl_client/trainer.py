@@ -31,6 +31,7 @@ from fl_core.shared import (
     Arrays,
     build_arm,
 )
+from fl_core.wire import Phase
 
 
 class NodeTrainer:
@@ -66,6 +67,16 @@ class NodeTrainer:
         if not isinstance(trainer, CohortArm):
             raise PrivacyError(f"method {self.config.method!r}: personal adapters never leave a device")
         return trainer.upload_personal()
+
+    def shared_shapes(self, arm: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of an arm's shared layout by name: all that ever leaves has this form."""
+        return dict(self.arm(arm).adapter.shared_layout.shapes)
+
+    def users_in(self, phase: Phase, server_round: int) -> int:
+        """How many of the hosted users take part, which public facts alone decide."""
+        if phase is Phase.TRAIN:
+            return int(self.cohort.online(server_round).sum())
+        return len(self.cohort.users)
 
     def arm(self, name: str) -> HeadArm | CohortArm:
         """The trainer of an arm, built on first use."""

@@ -20,11 +20,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fl_core.config import ArmName
 from fl_core.errors import WireError
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -40,12 +42,18 @@ COUNT_LIMIT = 100_000
 NORM_CEILING = 1e12
 """Mean norm per user that is refused even when no bound is configured: float32 sums overflow."""
 
+ROUND_LIMIT = 1_000_000
+"""The last round that a node may be asked for."""
+
 HEADER_BYTES_LIMIT = 4096
+TEXT_LIMIT = 300
+"""Characters that are kept of a text which a node sent."""
+
 NUMPY_STYPE = "numpy.ndarray"
 
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
-    r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \}\s*", re.ASCII
+    r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': \(([\d, ]*)\), \} *\n", re.ASCII
 )
 
 
@@ -77,10 +85,14 @@ class Reason(enum.StrEnum):
 
 
 class ReplyError(WireError):
-    """A reply does not have the agreed form; ``reason`` says in which way."""
+    """A reply does not have the agreed form; ``reason`` says in which way.
+
+    Its text goes into logs and ``progress.json`` and may quote a stranger: it is cut to one
+    printable line of ``TEXT_LIMIT`` characters, whoever raises it.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.reason = reason
 
 
@@ -137,9 +149,13 @@ def read_instruction(content: RecordDict) -> tuple[Arrays, Instruction]:
     if not isinstance(record, ArrayRecord) or not isinstance(config, ConfigRecord):
         raise WireError("instruction: 'arrays' must be an ArrayRecord, 'instruction' a ConfigRecord")
     arm, server_round, phase = (config.get(key) for key in ("arm", "round", "phase"))
-    if not isinstance(arm, str) or type(server_round) is not int or phase not in set(Phase):
-        raise WireError(f"instruction: arm={arm!r}, round={server_round!r}, phase={phase!r} is not one")
-    return from_record(record), Instruction(arm, server_round, Phase(str(phase)))
+    if set(config) != {"arm", "round", "phase"} or not isinstance(arm, str) or not isinstance(phase, str):
+        raise WireError(f"instruction: {_shown(dict(config))} must hold arm, round and phase, and no more")
+    if type(server_round) is not int or not 0 <= server_round <= ROUND_LIMIT:
+        raise WireError(f"instruction: round={_shown(server_round)} must be from 0 to {ROUND_LIMIT}")
+    if arm not in get_args(ArmName) or phase not in set(Phase):
+        raise WireError(f"instruction: arm={_shown(arm)} or phase={_shown(phase)} is none that there is")
+    return from_record(record), Instruction(arm, server_round, Phase(phase))
 
 
 def reply_content(count: int, arrays: Mapping[str, npt.NDArray[np.float32]] | None = None) -> RecordDict:
@@ -210,7 +226,7 @@ def _says_absent(reply: Message) -> bool:
 
 def _content_of(reply: Message, keys: set[str]) -> RecordDict:
     if reply.has_error():
-        raise ReplyError(Reason.ERROR, _one_line(reply.error.reason or "no reason given"))
+        raise ReplyError(Reason.ERROR, reply.error.reason or "no reason given")
     if not reply.has_content():
         raise ReplyError(Reason.CONTENT, "the reply is empty")
     if set(reply.content) != keys:
@@ -269,9 +285,10 @@ def _check_norm(arrays: Arrays, count: int, max_norm: float) -> None:
         raise ReplyError(Reason.NORM, f"norm per user {mean_norm:.4g} is above {bound:.4g}")
 
 
-def _one_line(text: str) -> str:
-    """A stranger's text, fit for a log and a terminal: printable, one line, at most 300 characters."""
-    return "".join(character if character.isprintable() else " " for character in text[:300])
+def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
+    """A stranger's text, fit for a log and a terminal: printable, one line, not above ``limit``."""
+    cut = str(text)[:limit]
+    return "".join(character if character.isprintable() else " " for character in cut)
 
 
 def _shown(value: object) -> str:

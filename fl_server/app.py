@@ -7,6 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_core.config import RunConfig
 from fl_core.populations import run_folder
+from fl_server.ingress import guarded
 from fl_server.rounds import run_arms
 
 app = ServerApp()  # unannotated: Flower looks for a plain assignment
@@ -16,4 +17,5 @@ app = ServerApp()  # unannotated: Flower looks for a plain assignment
 def main(grid: Grid, context: Context) -> None:
     """Train and personalise every arm that the run's configuration names."""
     config = RunConfig.from_flat(context.run_config)
-    run_arms(config, grid, run_folder(config, context.run_id))
+    with guarded():
+        run_arms(config, grid, run_folder(config, context.run_id))

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from fl_core.atomic import write_json
+from fl_core.wire import one_line
+
+ERROR_LIMIT = 2000
+"""Characters that are kept of an error's text."""
 
 ProgressPhase = Literal["starting", "training", "personalising", "done", "failed"]
 
@@ -48,7 +52,9 @@ class ProgressFile:
         self._started = self.now()
 
     def update(self, **changes: str | int | float) -> None:
-        """Change some fields and write; ``seconds`` is filled in."""
+        """Change some fields and write; ``seconds`` is filled in, ``error`` cut to a printable line."""
+        if "error" in changes:  # it may quote what a node sent
+            changes["error"] = one_line(changes["error"], ERROR_LIMIT)
         seconds = round(self.now() - self._started, 3)
         self.state = replace(self.state, **{**changes, "seconds": seconds})  # type: ignore[arg-type]
         write_json(self.path, asdict(self.state))

@@ -8,11 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 
 from fl_client import app as module
+from fl_client.egress import Refusal
+from fl_core.base_model import embedded_folder
 from fl_core.config import RunConfig, Scalar
-from fl_core.errors import ConfigurationError, DataError
+from fl_core.errors import ConfigurationError, DataError, ModelError
 from fl_core.wire import (
     Arrays,
     Instruction,
@@ -47,6 +58,12 @@ class _Trainer:
     def personalize(self, arm: str, server_round: int, shared: Arrays) -> int:
         self._called("personalize", arm, server_round)
         return 6
+
+    def shared_shapes(self, arm: str) -> dict[str, tuple[int, ...]]:
+        return {name: value.shape for name, value in SHARED.items()}
+
+    def users_in(self, phase: Phase, server_round: int) -> int:
+        return self.users if phase is Phase.TRAIN else 6
 
     def upload_personal(self, arm: str, server_round: int) -> tuple[Arrays, int]:
         self._called("upload", arm, server_round)
@@ -107,7 +124,7 @@ def test_personalize_replies_with_a_count_alone(made: list[_Trainer], tmp_path: 
 
 def test_upload_is_refused_but_for_the_method_that_leaks(made: list[_Trainer], tmp_path: Path) -> None:
     reply = module.app(_asked(Phase.UPLOAD, 0), _context(tmp_path))
-    assert reply.has_error() and "do not leave this node" in str(reply.error.reason)
+    assert reply.error == Error(*Refusal.FORBIDDEN.value)
     assert made[0].calls == []
     leaking = config_of("fdlora-as-printed").to_flat()
     reply = module.app(_asked(Phase.UPLOAD, 0), _context(tmp_path, config=leaking))
@@ -124,26 +141,97 @@ def test_no_text_of_an_error_leaves_the_node_but_all_stays_on_it(
     module.app(_asked(Phase.TRAIN), _context(tmp_path))
     made[0].error = error
     reply = module.app(_asked(phase), _context(tmp_path))
-    assert reply.has_error() and reply.error.reason == module.GENERIC
+    assert reply.error == Error(*Refusal.FAILED.value)
     assert SECRET.encode() not in reply.deflate()
     log = (tmp_path / "logs" / "node-1.log").read_text()
     assert SECRET in log and "Traceback" in log
 
 
-def test_errors_of_settings_are_named(made: list[_Trainer], tmp_path: Path) -> None:
+def test_errors_of_settings_name_the_setting_alone(made: list[_Trainer], tmp_path: Path) -> None:
     module.app(_asked(Phase.TRAIN), _context(tmp_path))
-    made[0].error = ConfigurationError("shared.layers='top:99': the model has 6")
+    made[0].error = ConfigurationError(f"shared.layers={SECRET!r}: the model has 6")
     reply = module.app(_asked(Phase.TRAIN), _context(tmp_path))
-    assert reply.error.reason == "shared.layers='top:99': the model has 6"
-    flat = {**RunConfig().to_flat(), "federation.round": 1}
+    assert reply.error.reason == f"{Refusal.CONFIGURATION.sentence}: shared.layers"
+    flat = {**RunConfig().to_flat(), "privacy.clip": SECRET}
     reply = module.app(_asked(Phase.TRAIN), _context(tmp_path, config=flat))
-    assert "federation.round" in str(reply.error.reason)
+    assert reply.error.reason == f"{Refusal.CONFIGURATION.sentence}: privacy.clip"
+    assert SECRET.encode() not in reply.deflate()
 
 
-def test_a_malformed_instruction_gets_an_error_reply(made: list[_Trainer], tmp_path: Path) -> None:
-    message = Message(RecordDict(), 9, "train")
+def test_a_path_on_the_device_stays_there(
+    made: list[_Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of a real ModelError quotes the folders in which a model was looked for."""
+    monkeypatch.setenv("DUET_MODEL", "/home/ada/model")
+    with pytest.raises(ModelError, match="/home/ada/model") as caught:
+        embedded_folder()
+    module.app(_asked(Phase.TRAIN), _context(tmp_path))
+    made[0].error = caught.value
+    reply = module.app(_asked(Phase.TRAIN), _context(tmp_path))
+    assert reply.error == Error(*Refusal.MODEL.value) and b"ada" not in reply.deflate()
+
+
+def _forms(good: RecordDict) -> dict[str, RecordDict]:
+    """Contents of instructions, each wrong in one way."""
+    arrays, config = good.array_records["arrays"], good.config_records["instruction"]
+    fields = dict(config)
+    wrong = {
+        "phase unknown": {"phase": "train.steal"},
+        "phase is another's": {"phase": "train.personalize"},
+        "arm is a number": {"arm": 3},
+        "arm unknown": {"arm": "everything"},
+        "round is true": {"round": True},
+        "round is text": {"round": "2"},
+        "round is a list": {"round": [1]},
+        "round is negative": {"round": -1},
+        "one field more": {"also": "this"},
+    }
+    cut = Array("float32", (3,), "numpy.ndarray", arrays["x"].data[:-5])
+    forged = {
+        "truncated": cut,
+        "pickle": Array("float32", (3,), "pickle", arrays["x"].data),
+        "huge": Array("float32", (2**40,), "numpy.ndarray", arrays["x"].data),
+        "float64": Array(np.zeros(3)),
+        "nan": Array(np.full(3, np.nan, np.float32)),
+    }
+    found = {
+        "empty": RecordDict(),
+        "no arrays": RecordDict({"instruction": config}),
+        "more": RecordDict({"arrays": arrays, "instruction": config, "more": config}),
+        "metric record": RecordDict({"arrays": arrays, "instruction": MetricRecord({"round": 1})}),
+        "swapped": RecordDict({"arrays": config, "instruction": arrays}),
+        "no fields": RecordDict({"arrays": arrays, "instruction": ConfigRecord()}),
+    }
+    for name, change in wrong.items():
+        found[name] = RecordDict({"arrays": arrays, "instruction": ConfigRecord(fields | change)})
+    for name, array in forged.items():
+        found[name] = RecordDict({"arrays": ArrayRecord({"x": array}), "instruction": config})
+    return found
+
+
+GOOD = instruction_content(to_record(SHARED), Instruction("dual", 2, Phase.TRAIN))
+
+
+@pytest.mark.parametrize("form", list(_forms(GOOD)))
+def test_a_malformed_instruction_gets_a_fixed_error_reply(
+    made: list[_Trainer], tmp_path: Path, form: str
+) -> None:
+    message = Message(_forms(GOOD)[form], 9, "train")
     message.metadata.__dict__["_message_id"] = "m0"
-    assert module.app(message, _context(tmp_path)).has_error()
+    reply = module.app(message, _context(tmp_path))
+    assert reply.error == Error(*Refusal.INSTRUCTION.value)
+    assert not any(trainer.calls for trainer in made)
+
+
+def test_a_message_whose_type_and_phase_differ_uploads_nothing(made: list[_Trainer], tmp_path: Path) -> None:
+    """Personal adapters asked for under the name of a round."""
+    message = Message(GOOD, 9, Phase.UPLOAD.value)
+    message.metadata.__dict__["_message_id"] = "m0"
+    leaking = config_of("fdlora-as-printed").to_flat()
+    for config in (None, leaking):
+        reply = module.app(message, _context(tmp_path, config=config))
+        assert reply.error == Error(*Refusal.INSTRUCTION.value)
+    assert not any(trainer.calls for trainer in made)
 
 
 def test_trainers_outlive_messages_but_not_runs_and_not_the_limit(

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
+from flwr.superlink.grid import http_grid
 
 from fl_core.config import RunConfig
 from fl_core.errors import ConfigurationError
 from fl_server import app as module
+from fl_server.ingress import DECODER
 from tests.fake_grid import FakeGrid
 
 
@@ -36,6 +38,13 @@ def test_main_parses_and_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     config, got, out = calls[0]
     assert config.federation.rounds == 2 and got is grid and out == tmp_path
     assert isinstance(module.app, ServerApp)
+
+
+def test_replies_are_decoded_under_guard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain, seen = getattr(http_grid, DECODER), []
+    monkeypatch.setattr(module, "run_arms", lambda *arguments: seen.append(getattr(http_grid, DECODER)))
+    module.main(FakeGrid({}), _context(out=str(tmp_path)))
+    assert seen[0] is not plain and getattr(http_grid, DECODER) is plain
 
 
 def test_an_unknown_setting_is_named() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fl_server.progress import ProgressFile
+from fl_server.progress import ERROR_LIMIT, ProgressFile
 from tests.fake_grid import Clock
 
 
@@ -18,3 +18,10 @@ def test_fields_are_kept_until_changed(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "progress.json").read_text())
     assert state["phase"] == "training" and state["arm"] == "dual" and state["round"] == 1
     assert state["seconds"] == 2.5 and state["error"] == "" and state["rejected"] == 0
+
+
+def test_an_error_is_one_printable_line_of_a_bounded_length(tmp_path: Path) -> None:
+    """An error that is not ours may quote anything, such as what a node sent."""
+    ProgressFile(tmp_path / "progress.json").update(phase="failed", error="\x1b[2Jx\n" * 100_000)
+    told = json.loads((tmp_path / "progress.json").read_text())["error"]
+    assert told.isprintable() and len(told) == ERROR_LIMIT
