@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 
 from fl_client.egress import Allowance, Egress, allowance, refuse_upload
 from fl_core.config import RunConfig
-from fl_core.errors import WireError
+from fl_core.errors import ConfigurationError, WireError
 from fl_core.populations import prepared_population, run_folder
 from fl_core.profiles import save_profile
 from fl_core.stopwatch import spent
@@ -78,7 +78,8 @@ def _allowed(message: Message, context: Context) -> Allowance:
     config = RunConfig.from_flat(context.run_config)
     _, asked = _asked(message)
     trainer = _trainer(_place(context, config), config)
-    shapes, users = trainer.shared_shapes(asked.arm), trainer.users_in(asked.phase, asked.server_round)
+    shapes = trainer.shared_shapes(asked.arm)
+    users = trainer.users_in(asked.arm, asked.phase, asked.server_round)
     return allowance(config, asked, shapes, users)
 
 
@@ -126,11 +127,22 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
     config = RunConfig.from_flat(context.run_config)
     place = _place(context, config)
     shared, instruction = _asked(message)
+    _refuse_simulated_noise(context, config, instruction.arm)
     with spent("other"):
         content = work(_trainer(place, config), instruction, shared)
     if config.profile:
         save_profile(place.out, f"node-{os.getpid()}")
     return Message(content, reply_to=message)
+
+
+def _refuse_simulated_noise(context: Context, config: RunConfig, arm: str) -> None:
+    """A device is no simulated node: noise that others can repeat would protect nobody there."""
+    simulated = "partition-id" in context.node_config
+    if not simulated and arm.endswith("_dp") and config.privacy.noise != "system":
+        raise ConfigurationError(
+            f"privacy.noise={config.privacy.noise!r}: must be 'system' on a device; its user's data would "
+            "have no protection from whoever knows the seed"
+        )
 
 
 def _place(context: Context, config: RunConfig) -> Place:

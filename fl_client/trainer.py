@@ -72,10 +72,11 @@ class NodeTrainer:
         """The shapes of an arm's shared layout by name: all that ever leaves has this form."""
         return dict(self.arm(arm).adapter.shared_layout.shapes)
 
-    def users_in(self, phase: Phase, server_round: int) -> int:
+    def users_in(self, arm: str, phase: Phase, server_round: int) -> int:
         """How many of the hosted users take part, which public facts alone decide."""
         if phase is Phase.TRAIN:
-            return int(self.cohort.online(server_round).sum())
+            trainer = self.arm(arm)
+            return int(trainer.senders(trainer.load().at_start_of(server_round), server_round).sum())
         return len(self.cohort.users)
 
     def arm(self, name: str) -> HeadArm | CohortArm:

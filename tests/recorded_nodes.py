@@ -110,7 +110,7 @@ class Node:
         elif asked.phase is Phase.PERSONALIZE:
             self.second.personalize(asked.arm, asked.server_round, shared)
         personal["after"] = np.array(arm.load().after)
-        users = self.second.users_in(asked.phase, asked.server_round)
+        users = self.second.users_in(asked.arm, asked.phase, asked.server_round)
         told = {}
         if due is not None and isinstance(arm, CohortArm):  # later than the round: it fills caches in its way
             told = {"loss": builds.mean_loss(self.second, asked.arm)}

@@ -62,7 +62,7 @@ class _Trainer:
     def shared_shapes(self, arm: str) -> dict[str, tuple[int, ...]]:
         return {name: value.shape for name, value in SHARED.items()}
 
-    def users_in(self, phase: Phase, server_round: int) -> int:
+    def users_in(self, arm: str, phase: Phase, server_round: int) -> int:
         return self.users if phase is Phase.TRAIN else 6
 
     def upload_personal(self, arm: str, server_round: int) -> tuple[Arrays, int]:
@@ -252,6 +252,23 @@ def test_a_device_without_partitions_is_its_own(made: list[_Trainer], tmp_path: 
     context.node_config = {}
     module.app(_asked(Phase.TRAIN), context)
     assert (made[0].place.partition, made[0].place.partitions) == (0, 1)
+
+
+def test_a_device_does_not_train_private_arms_with_noise_that_others_can_repeat(
+    made: list[_Trainer], tmp_path: Path
+) -> None:
+    content = instruction_content(to_record(SHARED), Instruction("dual_dp", 2, Phase.TRAIN))
+    message = Message(content, 9, Phase.TRAIN.value)
+    message.metadata.__dict__["_message_id"] = "m0"
+    simulated, device = _context(tmp_path), _context(tmp_path)
+    device.node_config = {}
+    assert not module.app(message, simulated).has_error()
+    trained = len(made)
+    refused = module.app(message, device)
+    assert refused.error.reason.endswith(": privacy.noise") and len(made) == trained
+    system = _context(tmp_path, config={**RunConfig().to_flat(), "privacy.noise": "system"})
+    system.node_config = {}
+    assert not module.app(message, system).has_error()
 
 
 def test_a_profile_stays_on_the_node_and_only_where_it_is_asked_for(
