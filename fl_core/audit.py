@@ -109,8 +109,12 @@ def variance_z(values: Floats, variance: float) -> float:
     count = values.size
     if not count or variance <= 0:
         raise PrivacyError(f"variance={variance!r} of {count} values: both must be above 0")
-    ratio = float(np.square(values).sum()) / (count * variance)
-    spread = 2 / (9 * count)
+    return _chi_squared_z(float(np.square(values).mean()) / variance, count)
+
+
+def _chi_squared_z(ratio: float, freedom: float) -> float:
+    """z of a chi-squared number over its degrees of freedom."""
+    spread = 2 / (9 * freedom)
     return (ratio ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
@@ -131,11 +135,10 @@ def batch_size_z(sizes: Floats, records: Floats, rate: float) -> tuple[float, fl
         off = math.inf if np.any(sizes != records * rate) else 0.0
         return off, off
     error, variance = (sizes - records * rate)[here], variance[here]
-    squares = error**2 / variance
-    kurtosis = (1 - 6 * rate * (1 - rate)) / variance
-    return float(error.sum() / math.sqrt(variance.sum())), mean_z(
-        squares, np.ones_like(squares), np.sqrt(2 + kurtosis)
-    )
+    # A squared standardised binomial has variance 2 + its excess kurtosis, a squared normal 2.
+    freedom = 2 * len(error) ** 2 / float((2 + (1 - 6 * rate * (1 - rate)) / variance).sum())
+    ratio = float((error**2 / variance).mean())
+    return float(error.sum() / math.sqrt(variance.sum())), _chi_squared_z(ratio, freedom)
 
 
 def same_noise_z(scores: Floats, left_out: Mask) -> float:

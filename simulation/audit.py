@@ -52,11 +52,15 @@ from simulation.canaries import (
 )
 
 AUDIT_FILE, PICTURE_FILE = "audit.json", "audit.png"
-USERS, COHORT_USERS = 8, 4
+USERS = 4
 """Users with canaries; several, so that their noise can be compared."""
 FEWEST_CANARIES, MOST_COHORT_CANARIES = 64, 256
+COHORT_STEPS = 10
+"""Steps through the cohort engine at most, each with passes of its own; sigma is derived for them."""
 BOUND_CLAIM = 1.0
 """The claim that the lower bound is held against, at most."""
+RUNS = 2
+"""Targets audited with one seed, each with random numbers of its own."""
 MOST_ERROR = 1e-3
 """How far a contribution may be from 0 or C, over C, and gradients in a batch from those alone: rounding."""
 
@@ -163,8 +167,8 @@ def audit(config: RunConfig, claim: float, canaries: int, watch: Watch = lambda 
     _check(config, claim, canaries)
     base = load_base(config.model, config.dtype)
     found: dict[str, PathAudit] = {}
-    for target in sorted({claim, config.privacy.epsilon}):
-        at = with_epsilon(config, target)
+    for run, target in enumerate(sorted({claim, config.privacy.epsilon})):
+        at = with_epsilon(config, target).model_copy(update={"seed": RUNS * config.seed + run})
         watch(f"canaries through the head's paths at epsilon {target:g}")
         for path in audit_head(at, base, canaries):
             found[f"{path.name}, epsilon {target:g}"] = path
@@ -194,11 +198,12 @@ def audit_head(config: RunConfig, base: BaseModel, canaries: int, users: int = U
     )
 
 
-def audit_cohort(
-    config: RunConfig, base: BaseModel, canaries: int, users: int = COHORT_USERS
-) -> PathAudit:
+def audit_cohort(config: RunConfig, base: BaseModel, canaries: int, users: int = USERS) -> PathAudit:
     """The path of adapters in the trunk: ``train_cohort`` on a ``CohortEngine``."""
     each = max(1, min(canaries, MOST_COHORT_CANARIES) // users)
+    rounds = min(config.federation.rounds, COHORT_STEPS)
+    federation = config.federation.model_copy(update={"rounds": rounds})
+    config = config.model_copy(update={"federation": federation})
     setup = cohort_setup(config, base, each, config.seed)
     observed = cohort_observed(config, setup, coins(config.seed + 1, users, each))
     alone = {"gradient depends on the batch": norm_error(setup)}

@@ -263,7 +263,9 @@ def canary_texts(count: int, vocabulary: int, seed: int) -> tuple[Tokens, ...]:
 
 def _alone(engine: CohortEngine, canary: int, state: CohortState) -> Tensor:
     """[1, D] a canary's gradient in a batch of its own, where it can depend on no other."""
-    return engine.example_gradients(_examples(np.zeros(1, dtype=np.int64), np.array([canary])), state, "shared")
+    return engine.example_gradients(
+        _examples(np.zeros(1, dtype=np.int64), np.array([canary])), state, "shared"
+    )
 
 
 def _examples(user: npt.NDArray[np.int64], text: npt.NDArray[np.int64]) -> Examples:
