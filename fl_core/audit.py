@@ -56,7 +56,8 @@ def guess_p_value(canaries: int, guesses: int, correct: int, epsilon: float, del
 
     if not 0 <= correct <= guesses <= canaries:
         raise PrivacyError(
-            f"correct={correct}, guesses={guesses}, canaries={canaries}: must be 0 <= correct <= guesses <= canaries"
+            f"correct={correct}, guesses={guesses}, canaries={canaries}: "
+            "must be 0 <= correct <= guesses <= canaries"
         )
     right = 1 / (1 + math.exp(-epsilon))
     p = float(binom.sf(correct - 1, guesses, right))
@@ -67,7 +68,7 @@ def guess_p_value(canaries: int, guesses: int, correct: int, epsilon: float, del
 
 
 def guess_bound(canaries: int, guesses: int, correct: int, delta: float, p: float = SIGNIFICANCE) -> float:
-    """The largest epsilon that the guesses refute at level ``p``, rounded down; 0.0 where they refute none."""
+    """The largest epsilon that the guesses refute at level ``p``, rounded down; 0.0 for none."""
     low, high = 0.0, MOST_EPSILON
     if guess_p_value(canaries, guesses, correct, low, delta) > p:
         return 0.0
@@ -115,7 +116,7 @@ def variance_z(values: Floats, variance: float) -> float:
 def _chi_squared_z(ratio: float, freedom: float) -> float:
     """z of a chi-squared number over its degrees of freedom."""
     spread = 2 / (9 * freedom)
-    return (ratio ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    return (math.pow(ratio, 1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
 def mean_z(values: Floats, means: Floats, stds: Floats) -> float:

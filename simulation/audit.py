@@ -270,7 +270,7 @@ def _event_json(event: DpEvent) -> dict[str, Any]:
 def _check(config: RunConfig, claim: float, canaries: int) -> None:
     if not 0 < claim <= BOUND_CLAIM:
         raise PrivacyError(
-            f"epsilon={claim!r}: the lower bound is held against a claim above 0 and at most {BOUND_CLAIM:g}; "
+            f"epsilon={claim!r}: the lower bound is for claims above 0 and up to {BOUND_CLAIM:g}; "
             "the configured privacy.epsilon is audited by the moment gate besides"
         )
     if canaries < FEWEST_CANARIES:
