@@ -79,7 +79,8 @@ class Observed:
 
     def evidence(self) -> Floats:
         """[U, n] the log-likelihood ratio of inclusion, but for a constant and a small q."""
-        return self.scores.sum(0) * self.strength / max(self.event.noise_multiplier, 1e-9) ** 2
+        total: Floats = self.scores.sum(0) * self.strength
+        return total / max(self.event.noise_multiplier, 1e-9) ** 2
 
 
 def coins(seed: int, users: int, each: int) -> Mask:

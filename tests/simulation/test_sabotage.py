@@ -5,7 +5,6 @@ The figures of docs/privacy.md come from the tests marked ``figures``, which run
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -98,8 +97,8 @@ def test_figures_correct_code(epsilon: float, base: BaseModel) -> None:
             alarms.update(f"{path.name}: {test}" for test in path.caught())
             above += not path.within_claim
             highest = max(highest, path.bound.epsilon / path.claimed)
-    print(f"\nepsilon {epsilon:g}: {REPETITIONS} audits, {above} bounds above, highest {highest:.3f} of the claim,"
-          f" alarms {dict(alarms)}")  # fmt: skip
+    seen = f"{above} bounds above, highest {highest:.3f} of the claim, alarms {dict(alarms)}"
+    print(f"\nepsilon {epsilon:g}: {REPETITIONS} audits, {seen}")
     assert above == 0
     assert not alarms
 
@@ -118,7 +117,7 @@ def test_figures_correct_cohort_engine(base: BaseModel) -> None:
 
 def counted(
     fault: Fault, base: BaseModel, epsilon: float, count: int, monkeypatch: pytest.MonkeyPatch
-) -> str:
+) -> Counter[str]:
     """How often each path caught a fault, by the bound, by the z of moments, and by exact checks."""
     fault(monkeypatch)
     found = Counter[str]()
@@ -130,14 +129,14 @@ def counted(
             found[f"{path.name} moments"] += bool(moments)
             found[f"{path.name} gate"] += not path.gate
         found["any bound"] += not all(path.within_claim for path in paths)
-    return json.dumps(dict(found))
+    return found
 
 
 @pytest.mark.figures
 @pytest.mark.parametrize("name", GROSS)
 def test_figures_gross(name: str, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = json.loads(counted(GROSS[name], base, 1.0, 10, monkeypatch))
-    print(f"\n{name} at epsilon 1: {found}")
+    found = counted(GROSS[name], base, 1.0, 10, monkeypatch)
+    print(f"\n{name} at epsilon 1: {dict(found)}")
     assert found["any bound"] == 10
     assert min(found[f"{path} gate"] for path in ("shared", "personal", "cohort engine")) == 10
 
@@ -145,8 +144,8 @@ def test_figures_gross(name: str, base: BaseModel, monkeypatch: pytest.MonkeyPat
 @pytest.mark.figures
 @pytest.mark.parametrize("name", SUBTLE | OTHERS)
 def test_figures_subtle(name: str, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = json.loads(counted((SUBTLE | OTHERS)[name], base, 8.0, 20, monkeypatch))
-    print(f"\n{name} at epsilon 8: {found}")
+    found = counted((SUBTLE | OTHERS)[name], base, 8.0, 20, monkeypatch)
+    print(f"\n{name} at epsilon 8: {dict(found)}")
     assert min(found[f"{path} gate"] for path in ("shared", "personal", "cohort engine")) >= 19
 
 
