@@ -40,6 +40,7 @@ from fl_core.base_model import BaseModel, load_base
 from fl_core.config import RunConfig
 from fl_core.errors import PrivacyError
 from fl_core.privacy import RELATION, UNIT, DpEvent, epsilon
+from simulation.attacks import Attacks, attacks
 from simulation.canaries import (
     HeadUsers,
     Observed,
@@ -49,6 +50,7 @@ from simulation.canaries import (
     head_config,
     joined,
     norm_error,
+    with_epsilon,
 )
 
 AUDIT_FILE, PICTURE_FILE = "audit.json", "audit.png"
@@ -123,6 +125,7 @@ class Audit:
     paths: Mapping[str, PathAudit]
     delta: float
     seed: int
+    attacks: Attacks | None = None
 
     @property
     def passed(self) -> bool:
@@ -147,7 +150,7 @@ class Audit:
             "significance": SIGNIFICANCE,
             "seed": self.seed,
             "paths": {name: path.to_json() for name, path in self.paths.items()},
-        }
+        } | ({} if self.attacks is None else {"attacks": self.attacks.to_json()})
 
     def write(self, out: Path) -> None:
         """``audit.json`` and the picture, into the folder ``out``."""
@@ -158,8 +161,16 @@ class Audit:
         write_bytes(out / PICTURE_FILE, audit_picture(self))
 
 
-def audit(config: RunConfig, claim: float, canaries: int, watch: Watch = lambda _: None) -> Audit:
+def audit(
+    config: RunConfig,
+    claim: float,
+    canaries: int,
+    watch: Watch = lambda _: None,
+    with_attacks: bool = False,
+) -> Audit:
     """All paths, at ``claim`` (at most 1) and at ``config.privacy.epsilon``, with ``canaries`` each.
+
+    ``with_attacks``: those of ``simulation.attacks`` too; what they reach is shown and decides nothing.
 
     Raises ``PrivacyError`` where the claim is out of range, there are too few canaries, or the
     configuration has no differential privacy.
@@ -174,12 +185,8 @@ def audit(config: RunConfig, claim: float, canaries: int, watch: Watch = lambda 
             found[f"{path.name}, epsilon {target:g}"] = path
         watch(f"canaries through the cohort engine at epsilon {target:g}")
         found[f"cohort engine, epsilon {target:g}"] = audit_cohort(at, base, canaries)
-    return Audit(found, config.privacy.delta, config.seed)
-
-
-def with_epsilon(config: RunConfig, target: float) -> RunConfig:
-    """``config`` with another target, from which sigma is derived anew."""
-    return config.model_copy(update={"privacy": config.privacy.model_copy(update={"epsilon": target})})
+    attacked = attacks(config, base, claim, watch) if with_attacks else None
+    return Audit(found, config.privacy.delta, config.seed, attacked)
 
 
 def audit_head(config: RunConfig, base: BaseModel, canaries: int, users: int = USERS) -> Iterator[PathAudit]:

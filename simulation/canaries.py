@@ -83,6 +83,11 @@ class Observed:
         return total / max(self.event.noise_multiplier, 1e-9) ** 2
 
 
+def with_epsilon(config: RunConfig, target: float) -> RunConfig:
+    """``config`` with another target, from which sigma is derived anew."""
+    return config.model_copy(update={"privacy": config.privacy.model_copy(update={"epsilon": target})})
+
+
 def coins(seed: int, users: int, each: int) -> Mask:
     """[U, n] whether a canary is included, by a fair coin."""
     return np.random.default_rng([seed, 4]).random((users, each)) < 0.5
@@ -238,10 +243,7 @@ def cohort_setup(config: RunConfig, base: BaseModel, canaries: int, seed: int) -
     The clip is half of the least canary's norm, so that all are clipped.
     """
     spec = AdapterSpec(kind="b_only", rank=4, alpha=8.0, targets=COHORT_TARGETS, layers="top:1")
-    trunk = Trunk(base, [(spec.target_names, spec.layers)])
-    shapes = {name: trunk.sites[name].weight.shape for name in trunk.names_of(spec.target_names, spec.layers)}
-    sites = tuple(Site(name, shape[1], shape[0]) for name, shape in shapes.items())
-    adapter = DualAdapter(spec, None, sites, (), trunk.hidden, head=False, seed=seed)
+    trunk, adapter = top_layer(base, spec, seed)
     texts = canary_texts(canaries, len(base.tokenizer), seed)
     engine = CohortEngine(trunk, adapter, texts, config.train.model_copy(update={"objective": "sft"}))
     state = CohortState(adapter.initial_shared()[None], torch.zeros(1, 0), torch.ones(1, 2))
@@ -252,6 +254,14 @@ def cohort_setup(config: RunConfig, base: BaseModel, canaries: int, seed: int) -
     size = dual.norm(dim=1)
     clip = float(norms.min()) / 2
     return CohortSetup(engine, state, clip, (dual / size[:, None]).float(), (1 / size).numpy())
+
+
+def top_layer(base: BaseModel, spec: AdapterSpec, seed: int) -> tuple[Trunk, DualAdapter]:
+    """A trunk and an adapter on it without a reward head, and without a personal part."""
+    trunk = Trunk(base, [(spec.target_names, spec.layers)])
+    shapes = {name: trunk.sites[name].weight.shape for name in trunk.names_of(spec.target_names, spec.layers)}
+    sites = tuple(Site(name, shape[1], shape[0]) for name, shape in shapes.items())
+    return trunk, DualAdapter(spec, None, sites, (), trunk.hidden, head=False, seed=seed)
 
 
 def canary_texts(count: int, vocabulary: int, seed: int) -> tuple[Tokens, ...]:

@@ -12,17 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_core.config import RunConfig
+from simulation.attacks import Attacks
 from simulation.audit import AUDIT_FILE, PICTURE_FILE, Audit, audit
 
 
-def run(config: RunConfig, claim: float, canaries: int, out: Path, as_json: bool, attacks: bool) -> bool:
+def run(config: RunConfig, claim: float, canaries: int, out: Path, as_json: bool, with_attacks: bool) -> bool:
     """Audit, write the files into ``out`` and show the result; returns whether no fault was found.
 
     With ``as_json`` standard output holds one JSON object and nothing else.
     """
     errors = Console(stderr=True)
     with _quiet() if as_json else contextlib.nullcontext():
-        found = audit(config, claim, canaries, lambda sentence: errors.print(f"[dim]{sentence}[/dim]"))
+        found = audit(
+            config, claim, canaries, lambda sentence: errors.print(sentence, style="dim"), with_attacks
+        )
         found.write(out)
     if as_json:
         print(json.dumps(found.to_json()))
@@ -40,11 +43,29 @@ def show(found: Audit, console: Console) -> None:
         verdict = "pass" if path.gate and path.within_claim else "FAIL"
         table.add_row(name, f"{path.bound.epsilon:.3f}", f"{path.claimed:.3f}", gate, verdict)
     console.print(table)
+    if found.attacks is not None:
+        _show_attacks(found.attacks, console)
     unit = f"epsilon of one record (add or remove) at delta {found.delta:g}, seed {found.seed}"
     sentence = (
         "No fault was found" if found.passed else "A fault was found: the claimed privacy does not hold"
     )
     console.print(f"{sentence}.  {unit}.  An audit can refute a claim; it cannot prove one.", highlight=False)
+
+
+def _show_attacks(found: Attacks, console: Console) -> None:
+    """What each attack reached: 0.5 and 1% are guessing, and the bits that a rank has by chance."""
+    table = Table("membership", "AUC", "95%", "hits at 1%", "95%", box=None)
+    for name, result in found.membership.items():
+        low, high = result.auc_interval
+        few, many = result.tpr_interval
+        area, hits = f"{result.auc:.3f}", f"{result.tpr:.1%}"
+        table.add_row(name, area, f"{low:.3f} to {high:.3f}", hits, f"{few:.1%} to {many:.1%}")
+    console.print(table)
+    for name, secret in found.exposure.items():
+        bits = f"{secret.bits:.2f} of {secret.most:.0f} bits (by chance {secret.by_chance:.2f})"
+        console.print(f"exposure of secrets, {name}: {bits}", highlight=False)
+    if not found.control:
+        console.print("The attacks fail without privacy as well: they show nothing here.")
 
 
 @contextlib.contextmanager
