@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simulation.audit import Audit, PathAudit
     from simulation.canaries import Observed
 
-BINS = 40
+BINS = 24
 DPI = 150
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_core.config import RunConfig
 from simulation.attacks import Attacks
@@ -46,20 +47,20 @@ def show(found: Audit, console: Console) -> None:
     if found.attacks is not None:
         _show_attacks(found.attacks, console)
     unit = f"epsilon of one record (add or remove) at delta {found.delta:g}, seed {found.seed}"
-    sentence = (
-        "No fault was found" if found.passed else "A fault was found: the claimed privacy does not hold"
-    )
+    sentence = "No fault was found" if found.passed else "A fault was found: the claim does not hold"
     console.print(f"{sentence}.  {unit}.  An audit can refute a claim; it cannot prove one.", highlight=False)
 
 
 def _show_attacks(found: Attacks, console: Console) -> None:
     """What each attack reached: 0.5 and 1% are guessing, and the bits that a rank has by chance."""
-    table = Table("membership", "AUC", "95%", "hits at 1%", "95%", box=None)
+    table = Table("membership inference", "AUC", "95%", "hits at 1%", "95%", box=None)
     for name, result in found.membership.items():
         low, high = result.auc_interval
         few, many = result.tpr_interval
         area, hits = f"{result.auc:.3f}", f"{result.tpr:.1%}"
-        table.add_row(name, area, f"{low:.3f} to {high:.3f}", hits, f"{few:.1%} to {many:.1%}")
+        table.add_row(
+            Text(name, no_wrap=True), area, f"{low:.3f} to {high:.3f}", hits, f"{few:.1%} to {many:.1%}"
+        )
     console.print(table)
     for name, secret in found.exposure.items():
         bits = f"{secret.bits:.2f} of {secret.most:.0f} bits (by chance {secret.by_chance:.2f})"

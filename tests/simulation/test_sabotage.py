@@ -27,7 +27,7 @@ def base(tiny_model_folder: Path) -> BaseModel:
     return load_base(str(tiny_model_folder), "float32")
 
 
-def config_of(seed: int, epsilon: float, rounds: int = 10) -> RunConfig:
+def config_of(seed: int, epsilon: float, rounds: int = 6) -> RunConfig:
     return RunConfig.from_flat(
         {
             "seed": seed,
