@@ -83,7 +83,8 @@ def test_membership_attacks_succeed_without_privacy_alone(tiny_model_folder: Pat
     }
     control, private = found[f"personal, calibrated, {WITHOUT}"], found["personal, calibrated, epsilon 0.5"]
     assert control.auc > 0.85
-    assert private.auc_interval[0] < 0.5 < control.auc_interval[0]
+    most = np.exp(0.5) / (1 + np.exp(0.5))  # the largest area that epsilon 0.5 allows (Kairouz et al. 2015)
+    assert private.auc_interval[0] < most < control.auc_interval[0]
 
 
 def test_a_secret_is_exposed_without_privacy_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from simulation.terminal_audit import show
 from tests.simulation.sabotage import GROSS
 from tests.simulation.test_audit import ideal
 
-SMALL = {"federation.rounds": 3, "privacy.sampling-rate": 0.5}
+SMALL = {"federation.rounds": 3, "privacy.sampling-rate": 1.0}
 PNG = b"\x89PNG"
 
 
