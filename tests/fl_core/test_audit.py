@@ -25,7 +25,7 @@ from fl_core.audit import (
 from fl_core.errors import PrivacyError
 from fl_core.privacy import gaussian_epsilon
 
-AUDITS = 40
+AUDITS = 25
 
 # The one-run bound -----------------------------------------------------------------------
 
