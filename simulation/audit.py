@@ -15,6 +15,7 @@ An audit can refute a claim and cannot prove one: it sees what these canaries se
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,8 +113,8 @@ class PathAudit:
             "canaries": int(self.included.size),
             "moment_gate": "pass" if self.gate else "fail",
             "failed_tests": list(self.caught()),
-            "z": dict(self.z),
-            "errors": dict(self.errors),
+            "z": _finite(self.z),
+            "errors": _finite(self.errors),
             "verdict": "pass" if self.gate and self.within_claim else "fail",
         } | ({} if event is None else _event_json(event))
 
@@ -133,8 +134,14 @@ class Audit:
         return all(path.gate and path.within_claim for path in self.paths.values())
 
     def worst(self) -> PathAudit:
-        """The path whose bound is nearest to its claim, or furthest above it."""
-        return max(self.paths.values(), key=lambda path: path.bound.epsilon / path.claimed)
+        """The path whose bound is nearest to its claim, or furthest above it.
+
+        Where no bound exceeds its claim, of those with a claim of at most 1: others say little.
+        """
+        refuted = [path for path in self.paths.values() if not path.within_claim]
+        telling = [path for path in self.paths.values() if path.claimed <= BOUND_CLAIM]
+        chosen = refuted or telling or list(self.paths.values())
+        return max(chosen, key=lambda path: path.bound.epsilon / path.claimed)
 
     def to_json(self) -> dict[str, Any]:
         """The worst path's bound and claim at the top, all paths below."""
@@ -263,6 +270,11 @@ def _batch_sizes(observed: Observed) -> tuple[float, float]:
     taken = (observed.contributions / observed.strength > 0.5).sum(2).astype(np.float64)
     records = np.broadcast_to(observed.included.sum(1), taken.shape).astype(np.float64)
     return batch_size_z(taken, records, observed.event.sampling_rate)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """``values`` with null for what JSON has no number for: such a test has failed."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _event_json(event: DpEvent) -> dict[str, Any]:

@@ -75,6 +75,21 @@ def test_the_worst_path_stands_at_the_top() -> None:
     assert found["verdict"] == "fail"
 
 
+def test_a_large_claim_is_at_the_top_only_if_it_is_refuted() -> None:
+    low = replace(path_audit("shared", ideal(), 1e-5), claimed=1.0, bound=Bound(0.1, 10, 6))
+    high = replace(low, claimed=8.0, bound=Bound(4.0, 10, 9))
+    assert Audit({"low": low, "high": high}, 1e-5, 0).worst() is low
+    refuted = replace(high, bound=Bound(9.0, 10, 10))
+    assert Audit({"low": low, "high": refuted}, 1e-5, 0).worst() is refuted
+
+
+def test_the_files_json_has_numbers_only() -> None:
+    """JSON knows no infinity: such a test is null, and named among those that failed."""
+    found = replace(path_audit("shared", ideal(), 1e-5), z={"batch size": np.inf}).to_json()
+    assert found["z"] == {"batch size": None}
+    assert found["failed_tests"] == ["batch size"]
+
+
 @pytest.mark.parametrize(
     ("claim", "canaries", "configured", "named"),
     [(0.0, 512, 8.0, "epsilon=0.0"), (1.5, 512, 8.0, "epsilon=1.5"), (1.0, 8, 8.0, "canaries=8"),
