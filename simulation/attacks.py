@@ -43,7 +43,7 @@ from fl_core.private_head import head_examples
 from fl_core.records import NO_TEXT, Population, Records, Split
 from fl_core.shared import Arrays, from_arrays, to_arrays
 from fl_core.trunk import Tokens
-from simulation.canaries import COHORT_TARGETS, top_layer, with_epsilon
+from simulation.canaries import top_layer, with_epsilon
 from simulation.sources import world
 from strategies.server_optimizer import OptimizerState, server_step
 
@@ -265,8 +265,7 @@ def exposure(config: RunConfig, base: BaseModel, target: float) -> Exposure:
 
 def _secret_engine(config: RunConfig, base: BaseModel) -> tuple[CohortEngine, CohortState]:
     """The engine over all candidate sentences and as many ordinary ones; a state of all users."""
-    spec = AdapterSpec(kind="b_only", rank=4, alpha=8.0, targets=COHORT_TARGETS, layers="top:1")
-    trunk, adapter = top_layer(base, spec, config.seed)
+    trunk, adapter = top_layer(config, base, config.seed)
     secret = [
         ("What is the code of the door?", f"The code of the door is {100 + i}.") for i in range(CANDIDATES)
     ]

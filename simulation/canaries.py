@@ -48,6 +48,7 @@ MOST_MARGIN = 0.1
 """Standard deviation of a canary's margin under the noise in a user's weights, at the most: gradients
 stay where they were.  It fixes ``train.personal-lr``, on which the guarantee does not rest."""
 COHORT_TARGETS = "o_proj,down_proj"
+"""Layers of the cohort path where ``shared.targets`` names none (names of Llama-like models)."""
 TEXT_TOKENS = (6, 20)
 """Shortest and longest canary of the cohort path, so that batches are ragged."""
 
@@ -242,8 +243,7 @@ def cohort_setup(config: RunConfig, base: BaseModel, canaries: int, seed: int) -
 
     The clip is half of the least canary's norm, so that all are clipped.
     """
-    spec = AdapterSpec(kind="b_only", rank=4, alpha=8.0, targets=COHORT_TARGETS, layers="top:1")
-    trunk, adapter = top_layer(base, spec, seed)
+    trunk, adapter = top_layer(config, base, seed)
     texts = canary_texts(canaries, len(base.tokenizer), seed)
     engine = CohortEngine(trunk, adapter, texts, config.train.model_copy(update={"objective": "sft"}))
     state = CohortState(adapter.initial_shared()[None], torch.zeros(1, 0), torch.ones(1, 2))
@@ -256,8 +256,10 @@ def cohort_setup(config: RunConfig, base: BaseModel, canaries: int, seed: int) -
     return CohortSetup(engine, state, clip, (dual / size[:, None]).float(), (1 / size).numpy())
 
 
-def top_layer(base: BaseModel, spec: AdapterSpec, seed: int) -> tuple[Trunk, DualAdapter]:
-    """A trunk and an adapter on it without a reward head, and without a personal part."""
+def top_layer(config: RunConfig, base: BaseModel, seed: int) -> tuple[Trunk, DualAdapter]:
+    """A trunk and B of LoRA on its top layer: no reward head, no personal part."""
+    targets = config.shared.targets or COHORT_TARGETS
+    spec = AdapterSpec(kind="b_only", rank=4, alpha=8.0, targets=targets, layers="top:1")
     trunk = Trunk(base, [(spec.target_names, spec.layers)])
     shapes = {name: trunk.sites[name].weight.shape for name in trunk.names_of(spec.target_names, spec.layers)}
     sites = tuple(Site(name, shape[1], shape[0]) for name, shape in shapes.items())
