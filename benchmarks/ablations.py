@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.in_process import train_arm, user_accuracies
+from benchmarks.in_process import user_accuracies
 from fl_client.store import PersonalState
 from fl_client.trainer import NodeTrainer
 from fl_core.atomic import write_json
 from fl_core.config import RunConfig
 from fl_core.records import Split
 from fl_core.shared import Arrays
+from simulation.in_process import train_arm
 from simulation.scenario import nested_options, read_scenario
 from simulation.scores import HeadScorer, arm_scorer
 

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.in_process import train_arm, user_accuracies
+from benchmarks.in_process import user_accuracies
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.records import Population, Split
 from simulation.figures import sweep_figure
+from simulation.in_process import train_arm
 from simulation.metrics import RECORD_BUCKETS, train_counts
 from simulation.scenario import nested_options, read_scenario
 from simulation.uncertainty import bootstrap_interval

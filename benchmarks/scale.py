@@ -96,9 +96,9 @@ def _measured(population: Path, folder: Path, arm: str, rounds: int) -> dict[str
 def _row(population: Path, arm: str, rounds: int, out: Path, measure: bool) -> dict[str, Any]:
     import torch
 
-    from benchmarks.in_process import rounds_of
     from fl_client.trainer import NodeTrainer
     from fl_core.config import RunConfig
+    from simulation.in_process import rounds_of
 
     torch.set_num_threads(1)
     config = RunConfig.from_flat({"federation.rounds": rounds})

@@ -131,6 +131,36 @@ def simulate(
 
 
 @app.command()
+def audit(
+    scenario: ScenarioFile = None,
+    epsilon: Annotated[
+        float,
+        typer.Option(help="Claim that the lower bound is held against; above 0, at most 1."),
+    ] = 1.0,
+    canaries: Annotated[int, typer.Option(min=1, help="Canary records on each path.")] = 1024,
+    seed: Seed = None,
+    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.png.")] = Path("runs/audit"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    attacks: Annotated[
+        bool,
+        typer.Option("--attacks", help="Also attack trained adapters, with and without privacy (minutes)."),
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Check by experiment that training keeps the privacy it claims; exits with 1 where it does not.
+
+    Records that an adversary knows go through the training code itself, and what comes out is held
+    against the claim.  SCENARIO is a TOML file of settings, as for simulate.  It can refute a claim and
+    cannot prove one.
+    """
+    from simulation import terminal_audit
+
+    asked = _scenario(scenario, None, None, None, seed, set_, {})
+    if not terminal_audit.run(asked.config, epsilon, canaries, out, json_, attacks):
+        raise typer.Exit(1)
+
+
+@app.command()
 def prepare(
     out: Annotated[Path, typer.Argument(help="Folder to write the population to.")],
     scenario: Annotated[Path | None, typer.Option(help="Scenario file (TOML).")] = None,
