@@ -164,20 +164,25 @@ class Spending:
 
 def took_part(entries: Sequence[Entry], units: Units) -> Bools:
     """[R, E] in which of ``entries`` (in their order) each unit takes part."""
-    result = np.zeros((len(units.user), len(entries)), dtype=bool)
+    result = np.zeros((len(units.user), len(entries)), dtype=bool, order="F")
+    limited = any(entry.charge.most_steps for entry in entries)
+    newer = bool(units.since.any())
     so_far: dict[str, Ints] = {}
     for column, entry in enumerate(entries):
-        charge = entry.charge
-        due = charge.users[units.user] & (units.since < entry.number)
+        charge, event = entry.charge, entry.event
+        due = charge.users[units.user]
+        if newer:
+            due &= units.since < entry.number
         if charge.part != ALL:
             due &= (units.part == charge.part) | (units.part == ALL)
-        adapters = ("shared", "personal") if entry.event.adapter == "both" else (entry.event.adapter,)
-        for adapter in adapters:
-            had = so_far.setdefault(adapter, np.zeros(len(units.user), dtype=np.int64))
-            if charge.most_steps:
-                due &= had + entry.event.steps <= charge.most_steps
-        for adapter in adapters:
-            so_far[adapter] = so_far[adapter] + due * entry.event.steps
+        if limited:
+            adapters = ("shared", "personal") if event.adapter == "both" else (event.adapter,)
+            for adapter in adapters:
+                had = so_far.setdefault(adapter, np.zeros(len(units.user), dtype=np.int64))
+                if charge.most_steps:
+                    due &= had + event.steps <= charge.most_steps
+            for adapter in adapters:
+                so_far[adapter] = so_far[adapter] + due * event.steps
         result[:, column] = due
     return result
 

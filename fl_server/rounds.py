@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from safetensors.numpy import save
 
 from fl_core.atomic import write_bytes, write_json
-from fl_core.config import RunConfig
+from fl_core.config import RunConfig, config_hash
 from fl_core.errors import ConfigurationError, DuetError, RunError
 from fl_core.populations import prepared_population
 from fl_core.wire import (
@@ -33,7 +33,7 @@ from fl_core.wire import (
     to_record,
     validate_count,
 )
-from fl_server.checkpoints import Checkpoint, config_hash, load_checkpoint, save_checkpoint
+from fl_server.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fl_server.progress import ProgressFile
 from strategies.base import FederatedStrategy
 from strategies.exchange import LOG, exchange, instruct, judge
