@@ -178,7 +178,7 @@ class ArmTrainer:
     @functools.cached_property
     def ledger(self) -> Ledger:
         """The node's ledger, opened on first use."""
-        return node_ledger(self.config, self.out, self.cohort.users)
+        return node_ledger(self.config, self.out, self.cohort.users, self.arm.name)
 
     def _key(self, server_round: int) -> Round:
         return Round(config_hash(self.config), self.arm.name, server_round)

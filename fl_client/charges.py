@@ -20,13 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from fl_core.config import RunConfig
-from fl_core.ledger import Ledger
+from fl_core.ledger import FOLDER, Ledger
 from fl_core.privacy import Adapter, DpEvent, fusion_choice
 from fl_core.shared import Arm, arm_sigmas, planned_steps, text_shards
 from fl_core.spending import ALL, Bools, Budget, Charge, Ints
-
-FOLDER = "ledger"
-"""Under a run's folder: the ledgers of its nodes and of its server."""
 
 Users = Mapping[Adapter, Bools]
 """Who takes part, by what is trained."""
@@ -37,9 +34,9 @@ def ledger_path(out: Path, users: Ints) -> Path:
     return out / FOLDER / f"node-{int(users[0]):07d}.sqlite"
 
 
-def node_ledger(config: RunConfig, out: Path, users: Ints) -> Ledger:
-    """The node's ledger, with a budget for each private arm of ``config``: arms are worlds of their own."""
-    arms = [Arm.named(name) for name in config.arm_names]
+def node_ledger(config: RunConfig, out: Path, users: Ints, arm: str) -> Ledger:
+    """The node's ledger for ``arm``, with a budget for each private arm: arms are worlds of their own."""
+    arms = [Arm.named(name) for name in sorted({arm, *config.arm_names})]
     budgets = [arm_budget(config, arm) for arm in arms if arm.private]
     return Ledger(ledger_path(out, users), users, budgets)
 

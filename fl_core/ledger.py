@@ -45,7 +45,10 @@ from fl_core.ledger_rows import (
     row_of,
 )
 from fl_core.privacy import Adapter
-from fl_core.spending import Bools, Budget, Charge, Entry, Ints, Units, permitted, took_part
+from fl_core.spending import Bools, Budget, Charge, Entry, Ints, Units, permitted, steps_made
+
+FOLDER = "ledger"
+"""Under a run's folder: the ledgers of its nodes and of its server."""
 
 LOCK_SECONDS = 120.0
 """How long one process waits for another that is at the same ledger."""
@@ -210,10 +213,8 @@ class Ledger:
             if unknown := [record for record in records if record not in known]:
                 raise PrivacyError(f"record {unknown[0]!r}: is not in the ledger; admit it before it trains")
             columns = np.array([known[record] for record in records], dtype=np.int64).reshape(-1, 3)
-            taken = took_part(self._entries, Units(*columns.T))
-        events = [entry.event for entry in self._entries]
-        made = np.array([event.steps * (event.adapter in (adapter, "both")) for event in events])
-        return np.asarray(taken @ made.astype(np.int64) + steps <= most_steps)
+            made = steps_made(self._entries, Units(*columns.T), adapter)
+        return np.asarray(made + steps <= most_steps)
 
     def _units(self, connection: sqlite3.Connection, parts: Sequence[int]) -> Units:
         rows = connection.execute("SELECT DISTINCT user, part, since FROM record").fetchall()

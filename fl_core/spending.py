@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fl_core.accounting import gate_epsilons
 from fl_core.errors import PrivacyError
-from fl_core.privacy import DpEvent, View, epsilon, in_view
+from fl_core.privacy import Adapter, DpEvent, View, epsilon, in_view
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -152,14 +152,11 @@ class Spending:
         declared = [sum(event.steps for event in plan if _step(event) == step) for step in self.steps]
         return np.asarray((self.counts <= np.array(declared, dtype=np.int64)).all(axis=1))
 
-    def worst(self, delta: float) -> tuple[float, dict[tuple[float, float, float], int]]:
-        """The largest cost by the tight accountants, and the steps of a unit that has it."""
-        best: tuple[float, dict[tuple[float, float, float], int]] = (0.0, {})
-        for row in _undominated(self.counts):
-            made = dict(zip(self.steps, row.tolist(), strict=True))
-            cost = epsilon([_event(step, count) for step, count in made.items()], delta)
-            best = max(best, (cost, made), key=lambda found: found[0])
-        return best
+    def worst(self, delta: float) -> float:
+        """The largest cost of a unit by the tight accountants."""
+        rows = (dict(zip(self.steps, row.tolist(), strict=True)) for row in _undominated(self.counts))
+        costs = (epsilon([_event(step, count) for step, count in row.items()], delta) for row in rows)
+        return max(costs, default=0.0)
 
 
 def took_part(entries: Sequence[Entry], units: Units) -> Bools:
@@ -196,19 +193,38 @@ def spending(entries: Sequence[Entry], taken: Bools) -> Spending:
     return Spending(counts, steps)
 
 
-def spent(entries: Sequence[Entry], units: Units, view: View, delta: float) -> float:
-    """The largest epsilon of a unit in a view, by the tight accountants; an upper bound."""
-    return max((found.worst(delta)[0] for found in spendings(entries, units, view)), default=0.0)
+def spent(entries: Sequence[Entry], units: Units, view: View, delta: float, after: float = -np.inf) -> float:
+    """The largest epsilon of a unit in a view, of entries charged ``after`` a time; an upper bound.
+
+    By the tight accountants, which take the charged schedule as declared beforehand.
+    """
+    return max(found.worst(delta) for found in spendings(entries, units, view, after))
 
 
-def spendings(entries: Sequence[Entry], units: Units, view: View) -> list[Spending]:
+def spendings(
+    entries: Sequence[Entry], units: Units, view: View, after: float = -np.inf
+) -> tuple[Spending, Spending]:
     """What was spent in a view: that of records that train, and of those that are held back."""
     taken = took_part(entries, units)
     groups = []
     for held_back in (False, True):
-        columns = [i for i, entry in enumerate(entries) if _seen(entry, view, held_back)]
+        columns = [
+            i for i, entry in enumerate(entries) if _seen(entry, view, held_back) and entry.charged_at > after
+        ]
         groups.append(spending([entries[i] for i in columns], taken[:, columns]))
-    return groups
+    return groups[0], groups[1]
+
+
+def steps_made(entries: Sequence[Entry], units: Units, adapter: Adapter) -> Ints:
+    """[R] steps that each unit took part in on one adapter."""
+    counted = [entry.event.steps * (entry.event.adapter in (adapter, "both")) for entry in entries]
+    return np.asarray(took_part(entries, units) @ np.array(counted, dtype=np.int64), dtype=np.int64)
+
+
+def steps_charged(entries: Sequence[Entry], users: int, adapter: Adapter) -> Ints:
+    """[U] steps on one adapter that users were charged for, whichever of their records took part."""
+    own = (entry for entry in entries if entry.event.adapter in (adapter, "both"))
+    return sum((e.charge.users * e.event.steps for e in own), np.zeros(users, dtype=np.int64))
 
 
 def permitted(

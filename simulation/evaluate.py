@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl_client.store import PersonalState
+from fl_client.store import PersonalState, PersonalStore
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.errors import RunError
-from fl_core.privacy import DpEvent, epsilon
+from fl_core.privacy import RELATIONS
 from fl_core.records import Population, Split
 from fl_core.shared import Arm, arm_sigmas, planned_steps
 from fl_server.checkpoints import read_release
 from simulation.held_out import TestPairs, held_out_pairs
+from simulation.ledgers import arm_spending, check_charged
 from simulation.metrics import ArmMetrics, summarise, users_table
 from simulation.references import reference_margins
 from simulation.results import PopulationSummary, Results
@@ -63,7 +64,7 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
     dual = [name for name in scorers if Arm.named(name).kind == "dual"]
     alone = {name: scorers[name].values_alone() for name in dual} if hidden else {}
     privacy = {
-        name: _privacy(config, name, states[name]) for name in config.arm_names if name.endswith("_dp")
+        name: _privacy(config, name, states[name], out) for name in config.arm_names if name.endswith("_dp")
     }
     arms = {
         split: _arms(population, splits[split], by_arm, values, alone, privacy, config.seed)
@@ -147,49 +148,51 @@ def _references(population: Population, pairs: TestPairs, seed: int) -> dict[str
     return found
 
 
-def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[str, Any]:
-    """What was really spent: the steps that the users made, at the sigma they were made with.
+def _privacy(config: RunConfig, name: str, state: PersonalState | None, out: Path) -> dict[str, Any]:
+    """What the nodes' ledgers say was spent, once they agree with the steps in the users' stores.
 
     The unit is one record of one user, the relation adding or removing it.  A record trains or
     is held back to choose fusion weights, never both, so the larger of the two costs counts.
     """
     arm = Arm.named(name)
-    sigmas, privacy = arm_sigmas(config, arm), config.privacy
-    shared, personal = _most_steps(config, arm, state)
-    rate, clip = privacy.sampling_rate, privacy.clip
-    covered = shared if config.noised_uploads(name) else 0
-    events = (
-        DpEvent(rate, sigmas.shared, covered, clip, "shared"),
-        DpEvent(rate, sigmas.personal, personal, clip, "personal"),
-    )
-    training = epsilon(events, privacy.delta)
-    fusion = privacy.fusion_epsilon if arm.kind != "shared" else 0.0
+    sigmas, privacy, uploads = arm_sigmas(config, arm), config.privacy, config.noised_uploads(name)
+    stored = _stored(out / "arms" / name / "personal") if state is None else state
+    check_charged(out, name, stored, uploads)
+    found = arm_spending(out, name, privacy.delta)
     return {
-        "epsilon_record": max(training, fusion),
-        "epsilon_training": training,
-        "epsilon_fusion": fusion,
+        "epsilon_record": max(found.training, found.fusion),
+        "epsilon_training": found.training,
+        "epsilon_uploads": found.server if uploads else None,
+        "epsilon_fusion": found.fusion,
         "delta": privacy.delta,
         "unit": "record",
         "scope": privacy.scope,
-        "relation": "add or remove one record",
+        "relation": RELATIONS["record"],
         "sigma_shared": sigmas.shared,
         "sigma_personal": sigmas.personal,
-        "shared_steps": shared,
-        "personal_steps": personal,
+        "shared_steps": found.shared_steps if uploads else _most_steps(config, arm, stored)[0],
+        "personal_steps": found.personal_steps,
         "sampling_rate": privacy.sampling_rate,
         "clip": privacy.clip,
+        "charges": found.charges,
+        "releases": found.releases,
     }
 
 
-def _most_steps(config: RunConfig, arm: Arm, state: PersonalState | None) -> tuple[int, int]:
-    """The most (shared, personal) steps that one record can have taken part in.
+def _stored(folder: Path) -> PersonalState:
+    """All users' steps; nobody's where an arm had no round."""
+    if not any(folder.glob("node-*.npz")):
+        return PersonalState.fresh(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+    return PersonalStore(folder).everyone()
+
+
+def _most_steps(config: RunConfig, arm: Arm, state: PersonalState) -> tuple[int, int]:
+    """By the stores alone, the most (shared, personal) steps that one record can have taken part in.
 
     The public schedule lets a record take part in one round of each cycle.  A user who was away
     may have been online in just the rounds of one record, so steps are not divided by shards.
     """
     planned = planned_steps(config, arm)[0]
-    if state is None:
-        return planned, 0
     return min(planned, int(state.shared_steps.max(initial=0))), int(state.personal_steps.max(initial=0))
 
 
