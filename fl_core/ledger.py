@@ -389,6 +389,10 @@ class Ledger:
                 f"{max(told.number, self._head.number)}.  Put the newest file back; to go on from an old one "
                 "would spend a budget twice"
             )
+        if counter is None and newest == 0:
+            write_counter(
+                self.counter, EMPTY
+            )  # there before the first row: from now on it may not be missing
         if counter is None and newest > 0:
             raise PrivacyError(
                 f"ledger {str(self.path)!r}: its counter {str(self.counter)!r} is gone, so that an old copy "

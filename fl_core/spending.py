@@ -233,7 +233,8 @@ def permitted(
     """[U] the users who may take part in ``following``, and why others of its users may not.
 
     A user may where at least one of his units would (others may be retired) and where every
-    unit that would stays within all ``budgets``.
+    unit that would stays within all ``budgets``.  A charge for unit "user" stands for all who are
+    asked in a round: those with ``most_steps`` participations are not, and the others go on.
     """
     charge = following.charge
     everything = [*entries, following]
@@ -248,6 +249,8 @@ def permitted(
             reasons.append(f"{budget.label} is exhausted for {users} of {int(charge.users.sum())} users")
         over |= refused
     may, bad = (_by_user(units, rows, len(charge.users)) for rows in (due, over))
+    if following.event.unit == "user":
+        may = charge.users  # a round goes on without those who have had their most participations
     if retired := int((charge.users & ~may).sum()):
         reasons.append(
             f"all records of {retired} users have had most_steps={charge.most_steps} steps on the "

@@ -83,7 +83,19 @@ def server_round(folder: Path, number: int) -> None:
     witness.note("sent", number, checkpoint.read_text())
 
 
-ROUNDS: dict[str, Callable[[Path, int], None]] = {"client": client_round, "server": server_round}
+def careless_round(folder: Path, number: int) -> None:
+    """Wrong on purpose, to see that the checks notice: noise first, charge afterwards."""
+    witness, ledger = Witness(folder / "witness"), Ledger(folder / "l.sqlite", USERS[:1])
+    witness.note("trained", number, os.urandom(16).hex())
+    charge = [Charge(participations(500.0, 1, 1.0), np.ones(1, dtype=bool))]
+    ledger.charge(Round("run", "dual", number), charge, delta=1e-6, same_noise=False)
+
+
+ROUNDS: dict[str, Callable[[Path, int], None]] = {
+    "client": client_round,
+    "server": server_round,
+    "careless": careless_round,
+}
 
 
 Counts = list[tuple[int, int, int]]

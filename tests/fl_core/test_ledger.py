@@ -17,7 +17,7 @@ import pytest
 
 from fl_core.errors import BudgetError, PrivacyError
 from fl_core.ledger import Ledger, Round, Ticket
-from fl_core.privacy import DpEvent, epsilon, participations
+from fl_core.privacy import DpEvent, epsilon
 from fl_core.spending import Budget, Charge, spent
 
 DELTA = 1e-5
@@ -348,14 +348,23 @@ def test_two_processes_share_a_ledger(make: Make, tmp_path: Path) -> None:
 # --- Killed processes --------------------------------------------------------------------
 
 
-def killed(kind: str, lines: int, at_random: int, folder: Path) -> dict[str, Any]:
-    """What ``tests.fl_core.killed_ledger`` counted; it asserts the rest itself, after every kill."""
+def killing(kind: str, lines: int, at_random: int, folder: Path) -> subprocess.CompletedProcess[str]:
     arguments = [kind, str(lines), str(at_random), str(folder)]
     command = [sys.executable, "-m", "tests.fl_core.killed_ledger", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def killed(kind: str, lines: int, at_random: int, folder: Path) -> dict[str, Any]:
+    """What ``tests.fl_core.killed_ledger`` counted; it asserts the rest itself, after every kill."""
+    done = killing(kind, lines, at_random, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_a_process_that_trains_before_it_charges_is_caught(tmp_path: Path) -> None:
+    done = killing("careless", 12, 0, tmp_path)
+    assert done.returncode == 1 and "under-charged" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["client", "server"])
@@ -372,24 +381,3 @@ def test_killed_at_a_hundred_points(kind: str, tmp_path: Path) -> None:
     print(kind, found)
     assert found["kills"] == 100
     assert found["trained"] <= found["charged"] <= found["trained"] + found["kills"]
-
-
-# --- The server's side: users ------------------------------------------------------------
-
-
-def test_user_level_participations_cost_the_exact_gaussian_and_end(make: Make) -> None:
-    most = epsilon([participations(4.0, 6, 0.5)], 1e-6)
-    ledger = make(budgets=[Budget("public", most, 1e-6)])
-    for server_round in range(1, 7):
-        ticket = ledger.charge(
-            Round("r", "dual", server_round),
-            charges(event=participations(4.0, 1, 0.5)),
-            delta=1e-6,
-            same_noise=False,
-        )
-        ledger.release(ticket, "checkpoint.safetensors", "ab")
-    assert spent(ledger.entries(), ledger.units(), "public", 1e-6) == pytest.approx(2.819, abs=0.001)
-    with pytest.raises(BudgetError, match="public budget"):
-        ledger.charge(
-            Round("r", "dual", 7), charges(event=participations(4.0, 1, 0.5)), delta=1e-6, same_noise=False
-        )
