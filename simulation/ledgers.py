@@ -5,6 +5,7 @@ A simulation may look into every node's ledger; on a device its owner looks into
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,8 +85,12 @@ def _of_run(out: Path) -> list[Path]:
     return sorted((out / FOLDER).glob("node-*.sqlite"))
 
 
-def view_costs(path: Path) -> list[ViewCost]:
-    """One row for each arm and view that something was charged in; of several ledgers the worst."""
+def view_costs(path: Path, now: float | None = None) -> list[ViewCost]:
+    """One row for each arm and view that something was charged in; of several ledgers the worst.
+
+    ``now``: seconds since 1970 at which windows end; None: the present.
+    """
+    end = time.time() if now is None else now
     rows: dict[tuple[str, View], list[ViewCost]] = {}
     for file in ledger_files(path):
         ledger = Ledger(file)
@@ -94,7 +99,7 @@ def view_costs(path: Path) -> list[ViewCost]:
             own = [entry for entry in entries if entry.arm == arm]
             units = ledger.units()
             for view in get_args(View):
-                if row := _view_cost(own, units, budgets, arm, view, ledger.clock()):
+                if row := _view_cost(own, units, budgets, arm, view, end):
                     rows.setdefault((arm, view), []).append(row)
     return [_worst(group) for group in rows.values()]
 

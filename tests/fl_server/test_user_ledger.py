@@ -47,7 +47,7 @@ def test_an_exhausted_user_budget_ends_the_rounds(tmp_path: Path) -> None:
     ledger = server_ledger(tmp_path, [budget])
     for number in (1, 2, 3):
         one_round(ledger, number, tmp_path)
-    with pytest.raises(BudgetError, match="public budget of epsilon .* in 90 days is exhausted"):
+    with pytest.raises(BudgetError, match=r"public budget of epsilon .* in 90 days is exhausted"):
         one_round(ledger, 4, tmp_path)
     assert not (tmp_path / "checkpoint-4").exists()
 
