@@ -20,38 +20,24 @@ Who took part is one bitmap a row, not a row a user.  Rows are chained and count
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fl_core.atomic import locked, write_bytes
-from fl_core.chain import EMPTY, Head, read_counter, write_counter
+from fl_core.atomic import write_bytes
 from fl_core.errors import BudgetError, PrivacyError
-from fl_core.ledger_rows import (
-    EVENT_COLUMNS,
-    RELEASE_COLUMNS,
-    SCHEMA,
-    entry_of,
-    plain,
-    released_entry,
-    row_of,
-)
+from fl_core.ledger_file import LedgerFile, meta, transaction
+from fl_core.ledger_rows import EVENT_COLUMNS, RELEASE_COLUMNS, released_entry, row_of
 from fl_core.privacy import Adapter
 from fl_core.spending import Bools, Budget, Charge, Entry, Ints, Units, permitted, steps_made
 
 FOLDER = "ledger"
 """Under a run's folder: the ledgers of its nodes and of its server."""
-
-LOCK_SECONDS = 120.0
-"""How long one process waits for another that is at the same ledger."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ class Ticket:
     refusals: tuple[str, ...] = ()
 
 
-class Ledger:
+class Ledger(LedgerFile):
     """The ledger in the file ``path``, of ``users`` (indices in the population; a device has one).
 
     ``budgets`` bound every charge.  ``counter``: the second file against old copies, by default
@@ -82,19 +68,6 @@ class Ledger:
     All methods raise ``PrivacyError`` where the file is damaged, older than its counter, or of
     other users, and ``RunError`` where another process keeps it locked.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        users: Ints | None = None,
-        budgets: Sequence[Budget] = (),
-        counter: Path | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.path, self.budgets, self.clock = path, tuple(budgets), clock
-        self.counter = counter or path.with_name(f"{path.name}.counter")
-        self._given, self._head = users, EMPTY
-        self._users, self._entries = np.zeros(0, dtype=np.int64), list[Entry]()
 
     # Reading -----------------------------------------------------------------------------
 
@@ -112,7 +85,7 @@ class Ledger:
     def stored_budgets(self) -> list[Budget]:
         """The budgets that the last writer had, without their plans."""
         with self._open() as connection:
-            return [Budget(**values) for values in json.loads(_meta(connection, "budgets") or "[]")]
+            return [Budget(**values) for values in json.loads(meta(connection, "budgets") or "[]")]
 
     def released(self, key: Round) -> tuple[Entry, ...]:
         """The round's released entries; empty where it was not released."""
@@ -136,7 +109,7 @@ class Ledger:
         earlier attempt with the same noise was another event.
         """
         with self._open() as connection:
-            with _transaction(connection):
+            with transaction(connection):
                 ticket = self._charge(connection, key, charges, delta, same_noise)
             self._count()
         return ticket
@@ -146,7 +119,7 @@ class Ledger:
 
         The counter waits for the next charge: a copy without this mark would only charge again.
         """
-        with self._open() as connection, _transaction(connection):
+        with self._open() as connection, transaction(connection):
             for number in ticket.numbers:
                 if self._entries[number - 1].state == "released":
                     continue
@@ -181,8 +154,8 @@ class Ledger:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise PrivacyError(
                 f"ledger {self.path.name}: round {entry.server_round} of arm {entry.arm!r} was released, "
-                f"but {artefact.name!r} is gone or was replaced; it is not trained "
-                "again, go on with the next round"
+                f"but {artefact.name!r} is gone or was replaced; it is not trained again: go on with "
+                "the next round, or give a simulation a new output folder"
             )
         return data
 
@@ -194,7 +167,7 @@ class Ledger:
         Those that are known keep what they had: a record that was deleted and comes back is not
         new.  ``users`` are rows of the ledger's users.  Once a record was admitted, all must be.
         """
-        with self._open() as connection, _transaction(connection):
+        with self._open() as connection, transaction(connection):
             rows = [
                 (record, int(user), int(part), len(self._entries))
                 for record, user, part in zip(records, users, parts, strict=True)
@@ -286,149 +259,9 @@ class Ledger:
         self._entries.append(entry)
         return entry.number
 
-    def _insert(
-        self, connection: sqlite3.Connection, table: str, columns: str, values: Sequence[Any]
-    ) -> None:
-        """One more row of the chain."""
-        self._head = self._head.then([plain(value) for value in values])
-        marks = ", ".join("?" * (len(values) + 2))
-        row = (*values, self._head.number, self._head.digest)
-        connection.execute(f"INSERT INTO {table} ({columns}, number, digest) VALUES ({marks})", row)
-
     def _of(self, key: Round) -> list[Entry]:
         return [e for e in self._entries if Round(e.run, e.arm, e.server_round) == key]
 
     def _now(self) -> float:
         """The time, which never runs backwards from what the ledger has seen."""
         return max([self.clock(), *(entry.charged_at for entry in self._entries[-1:])])
-
-    # The file ----------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """The file, locked, with all its rows read and checked.
-
-        Opened anew for each call: processes come and go, and with a lock of our own around an
-        exclusive connection SQLite needs no memory shared between them, which file systems of a
-        cluster lack.
-        """
-        if self._given is None and not self.path.exists():
-            raise PrivacyError(f"ledger {str(self.path)!r}: there is none; give a file that `duet` wrote")
-        with locked(self.path.with_name(f"{self.path.name}.lock"), LOCK_SECONDS):
-            try:
-                connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-                with contextlib.closing(connection):
-                    self._prepare(connection)
-                    self._read(connection)
-                    yield connection
-            except (sqlite3.Error, json.JSONDecodeError) as error:
-                self._forget()
-                raise PrivacyError(f"ledger {str(self.path)!r} cannot be used ({error})") from error
-            except BaseException:
-                self._forget()  # what was read may hold rows that were not committed
-                raise
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name='ledger'").fetchone()[0]:
-            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-        stored = _meta(connection, "users")
-        if stored is None and self._given is not None:
-            _set_meta(connection, "users", json.dumps(self._given.tolist()))
-        elif self._given is not None and json.loads(stored or "[]") != self._given.tolist():
-            raise PrivacyError(
-                f"ledger {str(self.path)!r} is of other users; keep the number of nodes of a run, or give it "
-                "a new output folder"
-            )
-        if self.budgets:
-            values = [{k: v for k, v in asdict(b).items() if k != "plan"} for b in self.budgets]
-            if _meta(connection, "budgets") != json.dumps(values):
-                _set_meta(connection, "budgets", json.dumps(values))
-        self._users = np.array(json.loads(_meta(connection, "users") or "[]"), dtype=np.int64)
-
-    def _read(self, connection: sqlite3.Connection) -> None:
-        """Read and check the rows after those that are known, then the counter.
-
-        Raises ``PrivacyError`` where the chain is broken or rows are missing at its end.
-        """
-        rows = [
-            (*row[-2:], table, row[:-2])
-            for table, columns in (("event", EVENT_COLUMNS), ("release", RELEASE_COLUMNS))
-            for row in connection.execute(
-                f"SELECT {columns}, number, digest FROM {table} WHERE number > ?", (self._head.number,)
-            )
-        ]
-        counter, digests = read_counter(self.counter), {self._head.number: self._head.digest}
-        for number, digest, table, values in sorted(rows, key=lambda row: int(row[0])):
-            head = self._head.then([plain(value) for value in values])
-            if head != Head(number, digest):
-                raise PrivacyError(
-                    f"ledger {str(self.path)!r}: row {number} does not follow from row {self._head.number}; "
-                    "the file was changed or is damaged.  Nothing is trained with it; use a new folder"
-                )
-            self._head, digests[number] = head, digest
-            if table == "event":
-                self._entries.append(entry_of(values, len(self._users)))
-            else:
-                self._entries[values[0] - 1] = released_entry(self._entries[values[0] - 1], values)
-        self._check_counter(connection, counter, digests)
-
-    def _check_counter(
-        self, connection: sqlite3.Connection, counter: Head | None, digests: dict[int, str]
-    ) -> None:
-        newest = connection.execute(
-            "SELECT max((SELECT coalesce(max(number), 0) FROM event), "
-            "(SELECT coalesce(max(number), 0) FROM release))"
-        ).fetchone()[0]
-        told = counter or EMPTY
-        if newest < max(told.number, self._head.number):
-            raise PrivacyError(
-                f"ledger {str(self.path)!r} is an old copy: it ends at row {newest}, its counter at "
-                f"{max(told.number, self._head.number)}.  Put the newest file back; to go on from an old one "
-                "would spend a budget twice"
-            )
-        if counter is None and newest == 0:
-            write_counter(
-                self.counter, EMPTY
-            )  # there before the first row: from now on it may not be missing
-        if counter is None and newest > 0:
-            raise PrivacyError(
-                f"ledger {str(self.path)!r}: its counter {str(self.counter)!r} is gone, so that an old copy "
-                "could not be told from the newest; put it back, or use a new folder"
-            )
-        if told.number in digests and digests[told.number] != told.digest:
-            raise PrivacyError(
-                f"ledger {str(self.path)!r} is not the one that its counter {str(self.counter)!r} counted; "
-                "put the newest file back, or use a new folder"
-            )
-
-    def _count(self) -> None:
-        """Bring the counter to the newest row: after it is committed, before anything is done for it."""
-        if (read_counter(self.counter) or EMPTY).number < self._head.number:
-            write_counter(self.counter, self._head)
-
-    def _forget(self) -> None:
-        self._head, self._entries = EMPTY, []
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, flushed to the disk when it ends."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _meta(connection: sqlite3.Connection, key: str) -> str | None:
-    found = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return None if found is None else str(found[0])
-
-
-def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

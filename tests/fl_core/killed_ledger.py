@@ -34,7 +34,15 @@ from fl_core.ledger import Ledger, Round, Ticket
 from fl_core.privacy import DpEvent, participations
 from fl_core.spending import Charge
 
-WATCHED = ("ledger.py", "ledger_rows.py", "chain.py", "atomic.py", "spending.py", Path(__file__).name)
+WATCHED = (
+    "ledger.py",
+    "ledger_file.py",
+    "ledger_rows.py",
+    "chain.py",
+    "atomic.py",
+    "spending.py",
+    Path(__file__).name,
+)
 USERS = np.arange(3)
 
 
