@@ -65,6 +65,7 @@ class ArmTrainer:
         self.keys = [int(user) for user in cohort.users]
         self.train_examples = cohort.examples(Split.TRAIN)
         self.prior = self.adapter.initial_personal().numpy()
+        self.agrees = False
 
     # The order: charge, train, write, mark --------------------------------------------------
 
@@ -146,8 +147,11 @@ class ArmTrainer:
     def _check_ledger(self, state: PersonalState) -> None:
         """No user has made more steps than were charged.
 
-        Raises ``PrivacyError``: the ledger was removed, or the store is another run's.
+        Looked at once a process.  Raises ``PrivacyError``: the ledger was removed, or the store is
+        another run's.
         """
+        if self.agrees:
+            return
         entries = self.ledger.entries(self._key(0).run, self.arm.name)
         for adapter, made in (
             ("shared", state.shared_steps_before),
@@ -164,6 +168,7 @@ class ArmTrainer:
                     f"{self.ledger.path.name} charged {charged[row]}; put the ledger back, or give the run a "
                     "new output folder"
                 )
+        self.agrees = True
 
     @property
     def charged(self) -> bool:

@@ -35,6 +35,7 @@ from fl_core.ledger_file import LedgerFile, meta, transaction
 from fl_core.ledger_rows import EVENT_COLUMNS, RELEASE_COLUMNS, released_entry, row_of
 from fl_core.privacy import Adapter
 from fl_core.spending import Bools, Budget, Charge, Entry, Ints, Units, permitted, steps_made
+from fl_core.stopwatch import timed
 
 FOLDER = "ledger"
 """Under a run's folder: the ledgers of its nodes and of its server."""
@@ -71,6 +72,7 @@ class Ledger(LedgerFile):
 
     # Reading -----------------------------------------------------------------------------
 
+    @timed("ledger")
     def entries(self, run: str | None = None, arm: str | None = None) -> list[Entry]:
         """All charges in their order, of one run or one arm where that is named."""
         with self._open():
@@ -87,6 +89,7 @@ class Ledger(LedgerFile):
         with self._open() as connection:
             return [Budget(**values) for values in json.loads(meta(connection, "budgets") or "[]")]
 
+    @timed("ledger")
     def released(self, key: Round) -> tuple[Entry, ...]:
         """The round's released entries; empty where it was not released."""
         with self._open():
@@ -99,6 +102,7 @@ class Ledger(LedgerFile):
 
     # Charging and releasing --------------------------------------------------------------
 
+    @timed("ledger")
     def charge(self, key: Round, charges: Sequence[Charge], *, delta: float, same_noise: bool) -> Ticket:
         """Charge a round, at most one charge an adapter, and commit; see the module for the order.
 
@@ -114,6 +118,7 @@ class Ledger(LedgerFile):
             self._count()
         return ticket
 
+    @timed("ledger")
     def release(self, ticket: Ticket, artefact: str, sha256: str) -> None:
         """Mark what ``ticket`` charged as released in ``artefact``, which must be on the disk.
 

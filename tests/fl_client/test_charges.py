@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,9 @@ def test_a_whole_arm_charges_exactly_its_plan(make: Make, arm: str, changes: dic
     entries, units = entries_of(node, arm), ledger_of(node).units()
     assert {entry.state for entry in entries} == {"released"}
     state = node.arm(arm).store.everyone()
+    if kind.kind != "shared":
+        committed = node.out / "arms" / arm / "personal" / entries[-1].artefact
+        assert hashlib.sha256(committed.read_bytes()).hexdigest() == entries[-1].sha256
     if kind.kind != "local":
         assert np.array_equal(steps_charged(entries, USERS, "shared"), state.shared_steps)
         assert {entry.charge.users[list(UNFEDERATED)].any() for entry in entries[:1]} == {False}
