@@ -23,6 +23,7 @@ from fl_core.errors import BudgetError, PrivacyError
 from fl_core.features import FeatureMap
 from fl_core.ledger import Ledger, Round, Ticket
 from fl_core.noise import SimulationNoise
+from fl_core.privacy import Adapter
 from fl_core.records import Split
 from fl_core.shared import (
     Arm,
@@ -31,7 +32,7 @@ from fl_core.shared import (
     build_arm,
     to_arrays,
 )
-from fl_core.spending import Charge
+from fl_core.spending import Charge, steps_charged
 from fl_core.trunk import Trunk
 
 LOG = logging.getLogger(__name__)
@@ -153,14 +154,11 @@ class ArmTrainer:
         if self.agrees:
             return
         entries = self.ledger.entries(self._key(0).run, self.arm.name)
-        for adapter, made in (
-            ("shared", state.shared_steps_before),
-            ("personal", state.personal_steps_before),
-        ):
-            if adapter == "shared" and not self.private_uploads:
-                continue
-            own = [entry for entry in entries if entry.event.adapter == adapter]
-            charged = sum((e.charge.users * e.event.steps for e in own), np.zeros(len(made), dtype=np.int64))
+        stored: dict[Adapter, npt.NDArray[np.int64]] = {"personal": state.personal_steps_before}
+        if self.private_uploads:
+            stored["shared"] = state.shared_steps_before
+        for adapter, made in stored.items():
+            charged = steps_charged(entries, len(made), adapter)
             if (charged < made).any():
                 row = int(np.argmax(made - charged))
                 raise PrivacyError(

@@ -43,24 +43,28 @@ def show(
 
 
 def _table(rows: list[ViewCost]) -> Table:
-    """One row an arm and view, the epsilons with what is left of their budgets."""
+    """One row an arm and view: the epsilons, what is left of their budgets, and the charges."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("arm", "who sees it", "one unit", "δ", "ε ever", "left", "in days", "ε there", "left"):
-        table.add_column(column, justify="left" if column in ("arm", "who sees it", "one unit") else "right")
-    for column in ("charged", "released", "pending"):
-        table.add_column(column, justify="right")
+    from fl_core.privacy import RELATIONS
+
+    units = "; ".join(f"unit {unit}: {RELATIONS[unit]}" for unit in sorted({row.unit for row in rows}))
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=units, caption_justify="left"
+    )
+    windows = any(row.window_days is not None for row in rows)
+    numbers = ("δ", "ε ever", "left", *(("days", "ε in these", "left") if windows else ()))
+    for column in ("arm", "view", "unit"):
+        table.add_column(column, no_wrap=True)
+    for column in (*numbers, "charged", "released", "pending"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
+        days = "-" if row.window_days is None else f"{row.window_days:g}"
+        recent = (days, _number(row.window_epsilon), _number(row.window_remaining)) if windows else ()
         table.add_row(
-            row.arm,
-            row.view,
-            f"{row.unit} ({row.relation})",
-            f"{row.delta:g}",
-            *(_number(value) for value in (row.epsilon, row.remaining)),
-            "-" if row.window_days is None else f"{row.window_days:g}",
-            *(_number(value) for value in (row.window_epsilon, row.window_remaining)),
+            *(row.arm, row.view, row.unit, f"{row.delta:g}"),
+            *(_number(row.epsilon), _number(row.remaining), *recent),
             *(str(count) for count in (row.charges, row.releases, row.pending)),
         )
     return table

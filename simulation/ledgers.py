@@ -44,7 +44,7 @@ class ViewCost:
     pending: int
 
     def to_mapping(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
+        """For JSON; null in place of an epsilon without bound, as JSON has no infinity."""
         values = asdict(self)
         return {key: None if value == np.inf else value for key, value in values.items()}
 

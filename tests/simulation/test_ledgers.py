@@ -80,9 +80,10 @@ def test_show_prints_units_budgets_and_what_is_pending(run: tuple[RunConfig, Pat
     assert own["remaining"] == pytest.approx(config.privacy.epsilon - own["epsilon"])
     assert (own["charges"], own["releases"], own["pending"]) == (20, 20, 0)
     assert rows["server"]["epsilon"] == found.server and rows["server"]["charges"] == 8
-    table = CliRunner().invoke(app, ["show", str(out)], env={"COLUMNS": "200"}, terminal_width=200)
+    table = CliRunner().invoke(app, ["show", str(out)])
     assert table.exit_code == 0
-    for word in ("server", "personal", "record", f"{own['epsilon']:.2f}"):
+    assert "…" not in table.stdout, "nothing is cut off in 80 columns"
+    for word in ("dual_dp", "server", "personal", "add or remove one record", f"{own['epsilon']:.2f}"):
         assert word in table.stdout
 
 
