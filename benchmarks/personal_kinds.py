@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.in_process import user_accuracies
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
+from fl_core.ledger import FOLDER
 from fl_core.records import Population, Split
 from simulation.figures import sweep_figure
 from simulation.in_process import train_arm
@@ -91,7 +92,8 @@ def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
         for kind in asked.kinds:
             for arm in asked.arms:
                 started, config = time.monotonic(), settings(asked, *KINDS[kind])
-                shutil.rmtree(out / "arms", ignore_errors=True)  # the file of features stays
+                for left in ("arms", FOLDER):  # the file of features stays
+                    shutil.rmtree(out / left, ignore_errors=True)
                 theta = shared
                 if config.federation.rounds:
                     node, theta = train_arm(config, population, out, arm)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fl_client.arm_trainer import ArmTrainer, chosen_fusion, parts
 from fl_client.cohort import Cohort
+from fl_client.store import PersonalState
 from fl_core import fusion
 from fl_core.cohort import StepPlan, train_cohort
 from fl_core.config import RunConfig
@@ -52,30 +53,41 @@ class CohortArm(ArmTrainer):
         store = prefixes.of(self.trunk)
         self.engine = CohortEngine(self.trunk, self.adapter, cohort.texts.tokens, config.train, store=store)
 
-    def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
+    def personal_steps_of(self, server_round: int) -> int:
+        """The same in every round."""
+        return 0 if self.adapter.personal is None else self.config.train.personal_steps
+
+    def train_round(
+        self,
+        state: PersonalState,
+        server_round: int,
+        shared: Arrays,
+        uploading: npt.NDArray[np.bool_],
+        training: npt.NDArray[np.bool_],
+    ) -> tuple[Arrays, int]:
         """Local steps on a copy of the shared adapter, then on the personal one."""
         theta = from_arrays(self.adapter.shared_layout, shared)
-        state = self.load().at_start_of(server_round)
-        online = self.senders(state, server_round)
         total = torch.zeros(len(theta))
         after = self.store.rows(self.cohort.users, state.before.shape[1])
-        for rows in _parts(np.flatnonzero(~online)):
+        for rows in _parts(np.arange(len(self.keys))):
             after[rows] = state.before[rows]
-        public = self._values_gradient(theta) if online.any() else None
-        personal = replace(self._plan("personal"), steps=self._round_steps())
-        for rows in _parts(np.flatnonzero(online)):
+        public = self._values_gradient(theta) if uploading.any() else None
+        personal = replace(self._plan("personal"), steps=self.personal_steps_of(server_round))
+        synchronises = self._synchronises(server_round)
+        for rows in _parts(np.flatnonzero(uploading)):
             members = self._members(theta, state.before[rows])
             moved = self._trained(members, rows, "shared", self._plan("shared"), server_round, public)
             update = moved.shared - theta
             if self.user_clip is not None:
                 update = clipped(update, example_norms(update), self.user_clip)
             total += update.sum(0)
-            own = state.before[rows]
-            if personal.steps:
-                own = self._trained(members, rows, "personal", personal, server_round).personal.numpy()
-            after[rows] = moved.shared.numpy() if self._synchronises(server_round) else own
-        self.record_round(state, server_round, after, online, online * self._round_steps())
-        return self.reply(total), int(online.sum())
+            if synchronises:
+                after[rows] = moved.shared.numpy()
+        for rows in _parts(np.flatnonzero(training)) if personal.steps and not synchronises else ():
+            members = self._members(theta, state.before[rows])
+            after[rows] = self._trained(members, rows, "personal", personal, server_round).personal.numpy()
+        self.record_round(state, server_round, after, uploading, training)
+        return self.reply(total), int(uploading.sum())
 
     def _trained(
         self,
@@ -92,10 +104,16 @@ class CohortArm(ArmTrainer):
             self.engine, members, examples, keys, part, plan, self.noise, server_round, public
         )
 
-    def personalize(self, server_round: int, shared: Arrays) -> int:
-        """Train every hosted user's personal adapter on the final shared one, then fuse."""
+    def train_final(
+        self,
+        state: PersonalState,
+        server_round: int,
+        shared: Arrays,
+        training: npt.NDArray[np.bool_],
+        fusing: npt.NDArray[np.bool_],
+    ) -> None:
+        """Train the personal adapters on the final shared one, then fuse."""
         theta = from_arrays(self.adapter.shared_layout, shared)
-        state = self.load().at_start_of(server_round)
         plan = replace(self._plan("personal"), steps=self.config.train.final_steps)
         held = self.cohort.examples(Split.HOLDBACK)
         after = self.store.rows(self.cohort.users, state.before.shape[1])
@@ -103,11 +121,13 @@ class CohortArm(ArmTrainer):
         for rows in _parts(np.arange(len(self.keys))):
             members = self._members(theta, state.before[rows])
             trained = self._trained(members, rows, "personal", plan, server_round)
+            here = torch.from_numpy(training[rows])[:, None]
+            trained = replace(trained, personal=torch.where(here, trained.personal, members.personal))
             after[rows] = trained.personal.numpy()
-            chosen[rows] = self._fuse(trained, rows, held.of_users(rows), server_round)
+            fused = self._fuse(trained, rows, held.of_users(rows), server_round)
+            chosen[rows] = np.where(fusing[rows][:, None], fused, state.fusion[rows])
         done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
-        self.store.save(replace(done, personal_steps=state.personal_steps_before + plan.steps))
-        return len(self.keys)
+        self.store.save(replace(done, personal_steps=state.personal_steps_before + training * plan.steps))
 
     def upload_personal(self) -> tuple[Arrays, int]:
         """FDLoRA's line 7 as printed: the sum of *personal* adapters.  Leaks by design."""
@@ -128,9 +148,6 @@ class CohortArm(ArmTrainer):
     def _synchronises(self, server_round: int) -> bool:
         """FDLoRA as printed: every H-th round the shared copy replaces the personal adapter."""
         return self.config.method == "fdlora-as-printed" and server_round % SYNCHRONISED_EVERY == 0
-
-    def _round_steps(self) -> int:
-        return 0 if self.adapter.personal is None else self.config.train.personal_steps
 
     def _members(self, theta: Tensor, personal: npt.NDArray[np.float32]) -> CohortState:
         ones = torch.ones(len(personal), 2)

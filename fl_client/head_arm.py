@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fl_client.arm_trainer import ArmTrainer, chosen_fusion, parts
 from fl_client.cohort import Cohort, schedule
+from fl_client.store import PersonalState
 from fl_core import fusion
 from fl_core.cohort import cohort_noise, sample_records
 from fl_core.config import RunConfig
@@ -110,26 +111,41 @@ class HeadArm(ArmTrainer):
         count = len(self.public_pairs)
         return max(min(count, VALUES_PAIRS_PER_USER), -(-count // len(self.cohort.population.users)))
 
-    def train(self, server_round: int, shared: Arrays) -> tuple[Arrays, int]:
-        """One round: at a cycle's start the private weights, then the shared gradient given them."""
+    def personal_steps_of(self, server_round: int) -> int:
+        """At the start of a cycle of the public schedule, if there is a personal part."""
+        first = (server_round - 1) % self.shards == 0
+        return self.config.train.personal_steps if first and self.adapter.personal is not None else 0
+
+    def train_round(
+        self,
+        state: PersonalState,
+        server_round: int,
+        shared: Arrays,
+        uploading: npt.NDArray[np.bool_],
+        training: npt.NDArray[np.bool_],
+    ) -> tuple[Arrays, int]:
+        """At a cycle's start the private weights, then the shared gradient given them."""
         theta = from_arrays(self.adapter.shared_layout, shared)
-        state = self.load().at_start_of(server_round)
-        online, senders = self.cohort.online(server_round), self.senders(state, server_round)
-        weights, steps = torch.from_numpy(np.array(state.before)), 0
-        if (server_round - 1) % self.shards == 0 and self.adapter.personal is not None:
-            steps = self.config.train.personal_steps
-            weights = self._personal_round(theta, weights, online, server_round)
+        weights = torch.from_numpy(np.array(state.before))
+        if self.personal_steps_of(server_round):
+            weights = self._personal_round(theta, weights, training, server_round)
         key = (server_round, 0, Purpose.SHARED_SAMPLE)
         taken = sample_records(self.train_examples, self.keys, self.shared_rate, self.noise, *key)
-        taken &= senders[self.train_examples.user]
-        total = self._gradient(theta, weights, taken, senders, server_round)
-        self.record_round(state, server_round, weights.numpy(), senders, online * steps)
-        return self.reply(-total / self.config.train.expected_batch), int(senders.sum())
+        taken &= uploading[self.train_examples.user]
+        total = self._gradient(theta, weights, taken, uploading, server_round)
+        self.record_round(state, server_round, weights.numpy(), uploading, training)
+        return self.reply(-total / self.config.train.expected_batch), int(uploading.sum())
 
-    def personalize(self, server_round: int, shared: Arrays) -> int:
-        """Fit every hosted user's private weights on the final shared adapter, then fuse."""
+    def train_final(
+        self,
+        state: PersonalState,
+        server_round: int,
+        shared: Arrays,
+        training: npt.NDArray[np.bool_],
+        fusing: npt.NDArray[np.bool_],
+    ) -> None:
+        """Fit the private weights on the final shared adapter, then fuse."""
         theta = from_arrays(self.adapter.shared_layout, shared)
-        state = self.load().at_start_of(server_round)
         table = self.engine.features(theta, self.all_texts)
         problem, public = self._problem(theta, table), self._public(theta, table)
         judges = head_examples(self.adapter, theta, table, self.cohort.texts.floor)
@@ -139,9 +155,8 @@ class HeadArm(ArmTrainer):
         after = self.store.rows(self.cohort.users, state.before.shape[1])
         chosen = np.empty_like(state.fusion)
         for rows in parts(len(self.keys), USERS_AT_A_TIME):
-            own = torch.from_numpy(np.array(state.before[rows]))
-            everyone = np.ones(len(own), dtype=bool)
-            own = self._own_steps(rows, problem, public, own, everyone, server_round, steps)
+            before = torch.from_numpy(np.array(state.before[rows]))
+            own = self._own_steps(rows, problem, public, before, training[rows], server_round, steps)
             own = values_first(
                 own,
                 public,
@@ -150,11 +165,13 @@ class HeadArm(ArmTrainer):
                 self.config.train.prior_precision,
                 self.config.values_drop,
             )
+            own = torch.where(torch.from_numpy(training[rows])[:, None], own, before)
             held_back = head_examples(self.adapter, theta, table, held.of_users(np.r_[rows]))
-            after[rows], chosen[rows] = own.numpy(), self._fuse(rows, judges, held_back, own, server_round)
+            fused = self._fuse(rows, judges, held_back, own, server_round)
+            after[rows] = own.numpy()
+            chosen[rows] = np.where(fusing[rows][:, None], fused, state.fusion[rows])
         done = replace(state, server_round=server_round, after=after, fusion=chosen, final=True)
-        self.store.save(replace(done, personal_steps=state.personal_steps_before + steps))
-        return len(self.keys)
+        self.store.save(replace(done, personal_steps=state.personal_steps_before + training * steps))
 
     # One round ---------------------------------------------------------------------------
 

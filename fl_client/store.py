@@ -10,6 +10,7 @@ leaves the previous state, and files that nothing names are deleted at the next 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import uuid
@@ -128,6 +129,11 @@ class PersonalStore:
         for left in self.folder.glob(f"{path.stem}.*"):
             if left != path and left.name not in named.values():
                 left.unlink(missing_ok=True)
+
+    def committed(self, user: IntArray) -> tuple[str, str]:
+        """Name and SHA-256 of the file that commits a node's state; it names the numbers' files."""
+        path = self._path(user)
+        return path.name, hashlib.sha256(path.read_bytes()).hexdigest()
 
     def everyone(self) -> PersonalState:
         """All nodes' states, sorted by user.

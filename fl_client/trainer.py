@@ -8,7 +8,9 @@ A node hosts a cohort: one user on a device, a shard of users in a simulation.  
 Privacy contract.  Unit: one record of one user; relation: add or remove one record.  Every
 update that leaves is a sum of per-example gradients clipped to C, plus noise of sigma C for
 each user, made with Poisson rate q; sigma is derived from the target in ``arm_sigmas`` before
-the first step, and the steps made are counted in the store.
+the first step.  Private work is charged on the node's ledger before it is done
+(``fl_client.charges``, ``ArmTrainer.train``); the steps made are counted in the store as well, and
+both must agree.
 """
 
 from __future__ import annotations
@@ -75,8 +77,7 @@ class NodeTrainer:
     def users_in(self, arm: str, phase: Phase, server_round: int) -> int:
         """How many of the hosted users take part, which public facts alone decide."""
         if phase is Phase.TRAIN:
-            trainer = self.arm(arm)
-            return int(trainer.senders(trainer.load().at_start_of(server_round), server_round).sum())
+            return self.arm(arm).uploaders(server_round)
         return len(self.cohort.users)
 
     def arm(self, name: str) -> HeadArm | CohortArm:

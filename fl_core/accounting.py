@@ -70,8 +70,9 @@ def gate_epsilons(counts: npt.ArrayLike, steps: Sequence[Step], delta: float) ->
     exact, noised = ~sampled & ~bare, sigmas > 0
     mu_squared = made[np.ix_(exact, noised)] @ sigmas[noised] ** -2.0
     result[exact] = _gaussian_epsilons(np.sqrt(mu_squared), delta)
-    usual = [step for step, here in zip(steps, noised, strict=True) if here]
-    result[sampled] = _renyi_epsilons(made[np.ix_(sampled, noised)], usual, delta)
+    if sampled.any():
+        usual = [step for step, here in zip(steps, noised, strict=True) if here]
+        result[sampled] = _renyi_epsilons(made[np.ix_(sampled, noised)], usual, delta)
     result[bare] = np.inf
     return result
 

@@ -40,7 +40,7 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
     Raises ``RunError`` when another process holds it for longer than ``seconds``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.001
     with path.open("w") as file:
         while True:
             try:
@@ -52,5 +52,6 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
                         f"{str(path)!r} has been locked by another process for {seconds:.0f} s; "
                         "wait for it or stop it, then run again"
                     ) from None
-                time.sleep(0.1)
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
         yield

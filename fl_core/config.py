@@ -9,6 +9,8 @@ holds no null.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +26,9 @@ ArmName = Literal["shared", "local", "dual", "shared_dp", "local_dp", "dual_dp"]
 
 CHANGES_NO_ARM = frozenset({"arms", "profile", "federation.deadline-seconds"})
 """Settings that may change when a run is resumed: none of them changes what an arm learns."""
+
+NOT_COMPARED = CHANGES_NO_ARM | {"out"}
+"""Settings that a run and one that resumes it need not share."""
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -98,6 +103,8 @@ class PrivacyConfig(BaseModel):
     divided by (0: a simulation takes the mean number of users that are due a round).
     ``noise``: ``system`` draws all noise from the operating system; ``simulation`` from the seed,
     which is reproducible and protects nobody.
+    ``record_steps``: a record that has had so many steps on an adapter is retired: it trains it no
+    more (0: no limit beyond the planned steps).
     """
 
     model_config = FROZEN
@@ -129,6 +136,8 @@ class PrivacyConfig(BaseModel):
                 f"privacy.participations={self.participations}; raise the former or lower the latter"
             )
         return self
+
+    record_steps: int = Field(default=0, ge=0)
 
 
 class TrainConfig(BaseModel):
@@ -366,6 +375,16 @@ class RunConfig(BaseModel):
             else:
                 flat[key.replace("_", "-")] = value
         return flat
+
+
+def compared_settings(config: RunConfig) -> dict[str, Scalar]:
+    """The settings that a run must share with one that resumes it."""
+    return {key: value for key, value in sorted(config.to_flat().items()) if key not in NOT_COMPARED}
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits of ``compared_settings``."""
+    return hashlib.sha256(json.dumps(compared_settings(config)).encode()).hexdigest()[:16]
 
 
 def merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

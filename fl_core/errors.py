@@ -7,6 +7,7 @@
     ``AdapterError``        an adapter does not fit its specification or its file
     ``WireError``           a message or reply does not have the agreed form
     ``PrivacyError``        a budget cannot be met, or an action would break a guarantee
+        ``BudgetError``     a privacy budget is exhausted: nothing was trained or sent
     ``RunError``            a federated run could not start, or ended without its result
 
 Each message names the parameter, the value received, the condition and the likely fix.
@@ -41,6 +42,10 @@ class WireError(DuetError):
 
 class PrivacyError(DuetError):
     """A privacy budget cannot be met, or an action would break a guarantee."""
+
+
+class BudgetError(PrivacyError):
+    """A privacy budget is exhausted: nothing was trained or sent."""
 
 
 class RunError(DuetError):

@@ -8,7 +8,6 @@ round and the attempt.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,16 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fl_core.atomic import write_bytes
-from fl_core.config import CHANGES_NO_ARM, RunConfig, Scalar
+from fl_core.config import RunConfig, Scalar, compared_settings
 from fl_core.errors import ConfigurationError, RunError
 from fl_core.wire import Arrays
 from strategies.base import RoundStats
 from strategies.server_optimizer import OptimizerState
 
 FORMAT = "duet-checkpoint-1"
-
-NOT_COMPARED = CHANGES_NO_ARM | {"out"}
-"""Settings that a checkpoint and the run that resumes it need not share."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +37,6 @@ class Checkpoint:
     arrays: Arrays
     optimizer: OptimizerState
     history: tuple[RoundStats, ...]
-
-
-def compared_settings(config: RunConfig) -> dict[str, Scalar]:
-    """The settings that a checkpoint must share with the run that resumes it."""
-    return {key: value for key, value in sorted(config.to_flat().items()) if key not in NOT_COMPARED}
-
-
-def config_hash(config: RunConfig) -> str:
-    """16 hex digits of ``compared_settings``."""
-    return hashlib.sha256(json.dumps(compared_settings(config)).encode()).hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, config: RunConfig, checkpoint: Checkpoint) -> None:

@@ -22,8 +22,9 @@ from flwr.serverapp import Grid
 from safetensors.numpy import save
 
 from fl_core.atomic import write_bytes, write_json
-from fl_core.config import RunConfig
+from fl_core.config import RunConfig, config_hash
 from fl_core.errors import ConfigurationError, DuetError, RunError
+from fl_core.ledger import Round, Ticket
 from fl_core.populations import duet_home, prepared_population
 from fl_core.wire import (
     COUNT_LIMIT,
@@ -34,9 +35,10 @@ from fl_core.wire import (
     to_record,
     validate_count,
 )
-from fl_server.checkpoints import Checkpoint, config_hash, load_checkpoint, save_checkpoint
+from fl_server.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fl_server.participations import Participations
 from fl_server.progress import ProgressFile
+from fl_server.user_ledger import charge_round, release_round, server_ledger
 from strategies.base import FederatedStrategy
 from strategies.exchange import LOG, exchange, instruct, judge
 from strategies.sampling import SETTLE_SECONDS, Timer, wait_for_nodes
@@ -72,6 +74,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.progress = ProgressFile(self.out / "progress.json", self.timer.now)
+        self._tickets: dict[str, Ticket] = {}
 
     def execute(self) -> None:
         """Train and personalise every arm of the configuration.
@@ -112,6 +115,7 @@ class Run:
         for server_round in range(first, rounds + 1):
             record = self._round(strategy, server_round, record)
             self._save(arm, strategy, server_round, from_record(record))
+            self._mark_released(arm, server_round)
             self._report(strategy, server_round)
         arrays = self.release(self.config, arm, from_record(record), self.out)
         labels = {"duet": json.dumps(self._labels(arm))}  # one key: safetensors shuffles several
@@ -139,6 +143,7 @@ class Run:
         for _ in range(ATTEMPTS):
             messages = list(strategy.configure_train(server_round, record, ConfigRecord(), self.grid))
             replies = exchange(self.grid, messages, deadline, self.timer)
+            self._charge(strategy.arm, server_round)
             moved, _metrics = strategy.aggregate_train(server_round, replies)
             if moved is not None:
                 return moved
@@ -220,6 +225,24 @@ class Run:
             stats.update_norm,
             stats.seconds,
         )
+
+    def _charge(self, arm: str, server_round: int) -> None:
+        """On the server's ledger, before the sum is noised, where releases are private for users.
+
+        A sum whose noise was drawn and that no checkpoint holds was seen by nobody: a round that is
+        tried again is charged once.
+        """
+        privacy = self.config.privacy
+        if self.config.noised_release(arm):
+            cost = (privacy.user_noise, privacy.user_clip, privacy.user_delta, privacy.participations)
+            key = Round(config_hash(self.config), arm, server_round)
+            self._tickets[arm] = charge_round(server_ledger(self.out), key, *cost, same_noise=True)
+
+    def _mark_released(self, arm: str, server_round: int) -> None:
+        """The round's adapter is on the disk, and goes to the next round's nodes."""
+        ticket = self._tickets.pop(arm, None)
+        if ticket is not None:
+            release_round(server_ledger(self.out), ticket, self._checkpoint_path(arm))
 
     def _strategy(self, arm: str) -> FederatedStrategy:
         strategy = strategy_for(

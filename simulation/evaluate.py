@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_client.store import PersonalState
+from fl_client.store import PersonalState, PersonalStore
 from fl_client.trainer import NodeTrainer
 from fl_core.config import RunConfig
 from fl_core.errors import RunError
-from fl_core.guarantees import guarantees
+from fl_core.guarantees import Guarantee, guarantees
 from fl_core.records import Population, Split
 from fl_core.shared import Arm, arm_sigmas, planned_steps
 from fl_server.checkpoints import read_release
 from simulation.held_out import TestPairs, held_out_pairs
+from simulation.ledgers import ArmSpending, arm_spending, check_charged
 from simulation.metrics import ArmMetrics, summarise, users_table
 from simulation.references import reference_margins
 from simulation.results import PopulationSummary, Results
@@ -63,7 +65,7 @@ def evaluate(config: RunConfig, folder: Path, out: Path) -> Results:
     dual = [name for name in scorers if Arm.named(name).kind == "dual"]
     alone = {name: scorers[name].values_alone() for name in dual} if hidden else {}
     privacy = {
-        name: _privacy(config, name, states[name]) for name in config.arm_names if name.endswith("_dp")
+        name: _privacy(config, name, states[name], out) for name in config.arm_names if name.endswith("_dp")
     }
     arms = {
         split: _arms(population, splits[split], by_arm, values, alone, privacy, config.seed)
@@ -147,15 +149,17 @@ def _references(population: Population, pairs: TestPairs, seed: int) -> dict[str
     return found
 
 
-def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[str, Any]:
-    """What was really spent: the steps that the users made, at the noise they were made with.
+def _privacy(config: RunConfig, name: str, state: PersonalState | None, out: Path) -> dict[str, Any]:
+    """What the nodes' ledgers say was spent, once they agree with the steps in the users' stores.
 
     ``epsilon_record`` is that of both adapters jointly, which is what somebody with the device sees.
     """
-    arm, privacy = Arm.named(name), config.privacy
-    sigmas = arm_sigmas(config, arm)
-    shared, personal = _most_steps(config, arm, state)
-    views = guarantees(config, name, shared, personal)
+    arm, privacy, uploads = Arm.named(name), config.privacy, config.noised_uploads(name)
+    stored = _stored(out / "arms" / name / "personal") if state is None else state
+    check_charged(out, name, stored, uploads)
+    found, sigmas = arm_spending(out, name, privacy.delta), arm_sigmas(config, arm)
+    shared = found.shared_steps if uploads else _most_steps(config, arm, stored)[0]
+    views = _as_charged(config, name, guarantees(config, name, shared, found.personal_steps), found)
     device = views[-1]
     return {
         "epsilon_record": device.epsilon,
@@ -169,21 +173,43 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None) -> dict[
         "sigma_personal": sigmas.personal,
         "user_noise": privacy.user_noise if config.noised_release(name) else 0.0,
         "shared_steps": shared,
-        "personal_steps": personal,
+        "personal_steps": found.personal_steps,
         "sampling_rate": privacy.sampling_rate,
         "clip": privacy.clip,
+        "charges": found.charges,
+        "releases": found.releases,
     }
 
 
-def _most_steps(config: RunConfig, arm: Arm, state: PersonalState | None) -> tuple[int, int]:
-    """The most (shared, personal) steps that one record can have taken part in.
+def _stored(folder: Path) -> PersonalState:
+    """All users' steps; nobody's where an arm had no round."""
+    if not any(folder.glob("node-*.npz")):
+        return PersonalState.fresh(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+    return PersonalStore(folder).everyone()
+
+
+def _as_charged(
+    config: RunConfig, name: str, views: tuple[Guarantee, ...], found: ArmSpending
+) -> tuple[Guarantee, ...]:
+    """The views with the ledgers' own epsilons where these cover all of a record.
+
+    A ledger knows which records were due in which rounds, and so may state less than the steps alone.
+    """
+    charged = {"device": max(found.training, found.fusion)} if not config.noised_release(name) else {}
+    if config.noised_uploads(name):
+        charged["server"] = found.server
+        if not config.noised_release(name):
+            charged["public"] = found.server
+    return tuple(replace(view, epsilon=charged.get(view.view, view.epsilon)) for view in views)
+
+
+def _most_steps(config: RunConfig, arm: Arm, state: PersonalState) -> tuple[int, int]:
+    """By the stores alone, the most (shared, personal) steps that one record can have taken part in.
 
     The public schedule lets a record take part in one round of each cycle.  A user who was away
     may have been online in just the rounds of one record, so steps are not divided by shards.
     """
     planned = planned_steps(config, arm)[0]
-    if state is None:
-        return planned, 0
     return min(planned, int(state.shared_steps.max(initial=0))), int(state.personal_steps.max(initial=0))
 
 

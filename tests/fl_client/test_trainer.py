@@ -366,6 +366,7 @@ class _WithoutNoise(SimulationNoise):
     "changes", [{}, {"train__local_steps": 2, "train__inner_lr": 0.01}], ids=["head", "cohort"]
 )
 def test_the_calibrated_noise_is_really_in_the_reply(make: Make, changes: dict[str, Any]) -> None:
+    changes = changes | {"federation__rounds": 6}  # more than was planned would be declined
     (node,), (quiet,) = make(out="a", **changes), make(out="b", **changes)
     config = node.config
     quiet.arm("dual_dp").noise = _WithoutNoise(config.seed)

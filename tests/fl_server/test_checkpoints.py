@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_core.config import RunConfig
+from fl_core.config import RunConfig, config_hash
 from fl_core.errors import ConfigurationError, RunError
-from fl_server.checkpoints import Checkpoint, config_hash, load_checkpoint, save_checkpoint
+from fl_server.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from strategies.server_optimizer import OptimizerState
 
 
