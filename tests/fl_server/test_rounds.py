@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from safetensors.numpy import load_file
 
 from fl_core.config import PrivacyConfig, RunConfig
 from fl_core.errors import ConfigurationError, RunError
+from fl_core.ledger import Ledger
+from fl_core.privacy import epsilon, gaussian_epsilon
 from fl_core.wire import Arrays, read_instruction, reply_content
 from fl_server.rounds import run_arms
 from tests.fake_grid import Clock, FakeGrid, config_of
@@ -288,6 +292,24 @@ def test_devices_are_asked_as_often_as_declared_and_never_again(
     with pytest.raises(RunError, match=r"0 of 2 nodes may still send"):
         _run(_devices(), again, tmp_path / "another run")
     assert not any(node.asked for node in again), "another run of the same server asked them again"
+
+
+def test_each_noised_round_is_charged_on_the_server_s_ledger_and_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    config = _devices(participations=3)
+    _run(config, [_Node(1.0, users=1), _Node(1.0, users=1)], tmp_path / "out")
+    entries = Ledger(tmp_path / "out" / "ledger" / "server.sqlite").entries()
+    assert [(e.server_round, e.state, e.event.unit) for e in entries] == [
+        (server_round, "released", "user") for server_round in (1, 2, 3)
+    ]
+    spent = epsilon([entry.event for entry in entries], 1e-6)
+    assert spent == pytest.approx(gaussian_epsilon(math.sqrt(3) / 4.0, 1e-6))
+    again = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "out", again)
+    _run(config, [], again)
+    assert len(Ledger(again / "ledger" / "server.sqlite").entries()) == 3, "a finished run costs nothing"
 
 
 def test_a_device_that_claims_to_host_several_users_is_rejected(
