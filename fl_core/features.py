@@ -114,6 +114,12 @@ class FeatureMap:
         whiten = self.whiten[:, :columns] * scale.sqrt()
         return replace(self, width=width, whiten=whiten, spread=spread * scale)
 
+    def on(self, device: torch.device) -> FeatureMap:
+        """The same map with its constants on ``device``."""
+        constants = (self.centre, self.whiten, self.spread, self.gate)
+        there = (None if constant is None else constant.to(device) for constant in constants)
+        return FeatureMap(self.width, self.pooling, self.depths, *there)
+
     def pool(self, final: Tensor, lengths: Tensor, response: Tensor, means: Tensor | None = None) -> Tensor:
         """[N, F] float32 from final hidden states [N, T, d] and the response mask [N, T].
 
