@@ -329,7 +329,7 @@ class CohortEngine:
                 final = self.trunk.suffix(rows.entered.hidden, rows.entered.lengths)
             logprobs = self.trunk.response_logprobs(final, rows.entered.ids, rows.entered.response)
             self._reference.update(zip(missing[index].tolist(), logprobs.tolist(), strict=True))
-        return torch.tensor([self._reference[text] for text in texts], device=self.device)
+        return torch.tensor([self._reference[text] for text in texts]).to(self.device)
 
     # Batches -----------------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class FeatureMap:
             return torch.cat([last, response_mean(final, response)], dim=1)
         if means is None:
             raise AdapterError("pooling='layers': needs the means at all depths")
-        return torch.cat([last, means[:, list(self.depths)].flatten(1)], dim=1)
+        return torch.cat([last, means[:, torch.tensor(self.depths)].flatten(1)], dim=1)
 
     def __call__(
         self, final: Tensor, lengths: Tensor, response: Tensor, means: Tensor | None = None

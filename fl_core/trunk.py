@@ -86,7 +86,7 @@ class Trunk:
 
     @torch.no_grad()
     def _check_split(self) -> None:
-        ids, lengths = torch.arange(4, device=self.device)[None], torch.tensor([4], device=self.device)
+        ids, lengths = torch.arange(4)[None].to(self.device), torch.tensor([4]).to(self.device)
         whole = self.base.model(input_ids=ids, use_cache=False).logits
         halves = self._vocabulary(self.suffix(self.prefix(ids, lengths), lengths))
         if float((whole - halves).abs().max()) > 0.01 * float(whole.abs().max()):

@@ -1,9 +1,11 @@
 """A second device that needs no GPU: it computes on the CPU and refuses what CUDA refuses.
 
-``pretend`` is torch's device type for backends outside of torch.  A tensor on it is a wrapper
-around the CPU tensor that holds its numbers, so an operation's result is that of the CPU.
+Inside the block of ``pretend_device`` tensors on torch's ``meta`` device, which elsewhere hold no
+numbers, are wrappers around CPU tensors that do, so an operation's result is that of the CPU.
 Operations on tensors of both devices raise, with CUDA's exceptions: copies from one to the other,
 CPU tensors of no dimension, and indexing by CPU indices.  So does ``numpy()``.
+
+``torch.tensor(..., device=)`` makes a true meta tensor and is refused; use ``torch.tensor(...).to``.
 
 What it cannot see: how CUDA rounds, which types and shapes its kernels lack, memory, speed, and
 anything asynchronous.
@@ -11,17 +13,16 @@ anything asynchronous.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-NAME = "pretend"
+PRETENDED = torch.device("meta")
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
 
@@ -38,7 +39,7 @@ class PretendTensor(Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=torch.device(NAME, 0),
+            device=PRETENDED,
         )
         made.held = held
         return made
@@ -85,7 +86,7 @@ def _is_there(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> boo
     """Whether the result is on the pretend device.  Raises ``RuntimeError`` on mixed devices."""
     name = function._schema.name
     if kwargs.get("device") is not None:
-        return torch.device(kwargs["device"]).type == NAME
+        return torch.device(kwargs["device"]) == PRETENDED
     if name == "aten::copy_":
         return isinstance(args[0], PretendTensor)
     if name in INDEXED:
@@ -106,27 +107,18 @@ def _devices(nested: Any) -> set[bool]:
 
 
 def _tensors(nested: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+    found = [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+    if any(tensor.is_meta and not isinstance(tensor, PretendTensor) for tensor in found):
+        raise RuntimeError("a true meta tensor on the pretend device; make it on the CPU and move it")
+    return found
 
 
 def _held(leaf: Any) -> Any:
     return leaf.held if isinstance(leaf, PretendTensor) else leaf
 
 
-_register: list[Callable[[], None]] = [
-    lambda: backend_registration._setup_privateuseone_for_python_backend(NAME)  # type: ignore[no-untyped-call]
-]
-
-
 @contextmanager
 def pretend_device() -> Iterator[torch.device]:
     """The device, usable inside the block."""
-    while _register:  # once a process
-        _register.pop()()
-    before = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) then goes through _Dispatch
-    try:
-        with _Dispatch():
-            yield torch.device(NAME, 0)
-    finally:
-        torch._C._set_only_lift_cpu_tensors(before)
+    with _Dispatch():
+        yield PRETENDED

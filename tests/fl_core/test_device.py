@@ -105,7 +105,7 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
         assert there.device == device and isinstance(there, PretendTensor)
         assert torch.equal((there @ there.mT).cpu(), here @ here.mT)
         assert (there[row] * torch.tensor(2.0)).tolist() == [[6, 8, 10]]
-        assert torch.zeros(2, device=device).device == torch.tensor([1], device=device).device == device
+        assert torch.zeros(2, device=device).device == torch.arange(2, device=device).device == device
         assert bool((there > 4).any()) and (there > 4).nonzero().tolist() == [[1, 2]]
         refused: list[Callable[[], object]] = [
             lambda: here + there,
@@ -119,6 +119,8 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
                 attempt()
         with pytest.raises(TypeError, match="cpu"):
             there.numpy()
+        with pytest.raises(RuntimeError, match="true meta tensor"):
+            there * torch.tensor([1, 2, 3], device=device)
         there[0] = 7.0
         assert there.tolist() == [[7, 7, 7], [3, 4, 5]] and here[0].tolist() == [0, 1, 2]
 
@@ -146,7 +148,7 @@ def same_on_both(work: Callable[[torch.device], tuple[Tensor, ...]]) -> None:
     """``work`` gives CPU tensors, the same on both devices but for rounding: passes are of other sizes."""
     with pretend_device() as device:
         for ours, theirs in zip(work(device), work(CPU), strict=True):
-            assert type(ours) is Tensor and type(theirs) is Tensor and ours.numel()
+            assert type(ours) is Tensor and type(theirs) is Tensor
             assert distance(ours, theirs) < 2e-5 and bool(ours.isfinite().all())
 
 
@@ -232,9 +234,8 @@ def test_a_pass_over_all_texts(tmp_path: Path) -> None:
     def work(device: torch.device) -> tuple[Tensor, ...]:
         store = PrefixStore(Trunk(on(tiny_base("gpt2"), device), []), TEXTS, 40, PrefixBudget(0))
         path = tmp_path / f"{device.type}.safetensors"
-        found = frozen_features(path, store, "layers", np.arange(5), np.arange(5, 9), np.arange(9))
-        assert found.features.whiten is not None
-        return found.phi, found.logprob, found.features.whiten
+        found = frozen_features(path, store, "layers", np.arange(9), np.arange(0), np.arange(9))
+        return found.phi @ found.phi.T, found.logprob  # in so many directions, coordinates are not unique
 
     same_on_both(work)
 
