@@ -8,7 +8,8 @@ agree to ``AGREEMENT``, so that what follows is the same mathematics, and in bfl
 ``BFLOAT16_AGREEMENT`` of its length.  Then every row is timed in bfloat16 (attention: torch's fused
 one) against one PEFT + Opacus client after another on the same device and in the same precision,
 and, for ``HOURLY``, 16 records of 128 tokens a user, passes of several sizes.  Noise comes from
-NumPy on the CPU, as it does in a run.
+NumPy on the CPU, as it does in a run.  (With ``--device cpu`` rows are timed in float32: bfloat16
+attention is very slow there.)
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any
 import torch
 
 from benchmarks import speed
-from benchmarks.speed import AGREEMENT, BFLOAT16_AGREEMENT, CPU, WORKLOADS, Jobs, Place, Workload
+from benchmarks.speed import AGREEMENT, BFLOAT16_AGREEMENT, WORKLOADS, Jobs, Place, Workload
 from fl_core.atomic import write_json
+from fl_core.base_model import CPU
 from fl_core.config import DeviceName
 from fl_core.device import use_device
 from fl_core.errors import DuetError
@@ -132,7 +134,7 @@ def run(
     Raises ``ConfigurationError`` without the device, ``DuetError`` where results are not the CPU's.
     """
     started, device = time.monotonic(), use_device(name)
-    place = Place(device, "bfloat16")
+    place = Place(device, "float32" if device == CPU else "bfloat16")
     found: dict[str, Any] = {**machine(device), "repetitions": repetitions, "dtype": place.dtype}
     say(f"{found['device']}, torch {found['torch']}, CUDA {found['cuda']}")
     found["agreement_with_cpu_float32"] = checks(device, quick)

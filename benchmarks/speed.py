@@ -114,7 +114,7 @@ def base_of(name: str, place: Place | None = None) -> BaseModel:
     place = place or Place()
     if name == "embedded":
         return load_base("", place.dtype, place.device)
-    fused = {} if place.device == CPU else {"attn_implementation": "sdpa"}
+    fused: dict[str, Any] = {} if place.device == CPU else {"attn_implementation": "sdpa"}
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,
@@ -126,8 +126,9 @@ def base_of(name: str, place: Place | None = None) -> BaseModel:
         tie_word_embeddings=True,
         **fused,
     )
-    model = LlamaForCausalLM(config).to(DTYPES[place.dtype]).requires_grad_(False).train(False)
-    return BaseModel(moved(model, place.device), load_base("").tokenizer, name, "")
+    model = LlamaForCausalLM(config).requires_grad_(False).train(False)
+    there = moved(model, place.device, DTYPES[place.dtype])
+    return BaseModel(there, load_base("").tokenizer, name, "")
 
 
 def engine_lora(base: BaseModel, layers: int, head: bool) -> tuple[Trunk, DualAdapter]:

@@ -95,10 +95,10 @@ def load_base(model: str, dtype: str = "float32", device: torch.device = CPU) ->
     return BaseModel(moved(loaded, device), tokenizer, model or "embedded", digest)
 
 
-def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """``model`` itself, with its parameters on ``device``."""
+def moved(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """``model`` itself, with its parameters on ``device``, in ``dtype`` if one is given."""
     module: nn.Module = model  # PreTrainedModel hides the type of ``to``
-    module.to(device)
+    module.to(device, dtype)
     return model
 
 
