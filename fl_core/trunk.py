@@ -74,6 +74,8 @@ class Trunk:
 
     def __init__(self, base: BaseModel, selections: Sequence[tuple[tuple[str, ...], str]]) -> None:
         self.base = base
+        self.device: torch.device = base.model.device
+        """Where the base model is, and all passes are made."""
         self.hidden = hidden_size(base.model)
         chosen = [(names, where) for names, where in selections if names]
         targets = [target for names, where in chosen for target in find_targets(base.model, names, where)]
@@ -99,11 +101,6 @@ class Trunk:
         head = self.base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         logits: Tensor = head(final)
         return logits
-
-    @property
-    def device(self) -> torch.device:
-        """Where the base model is, and all passes are made."""
-        return self.base.model.device
 
     def names_of(self, names: tuple[str, ...], layers: str) -> tuple[str, ...]:
         """The sites that a selection of targets and layers opened, in order."""
