@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
+
+from fl_core.errors import DuetError
 
 app = typer.Typer(help="Measure this machine and this version.", no_args_is_help=True)
 
@@ -60,3 +63,30 @@ def scale(
 
     benchmark.run(out, users or [100, 1000, 10000], rounds, typer.echo)
     typer.echo(f"figures: {out}")
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("gpu.json"),
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto: cuda where there is one.")] = "cuda",
+    quick: Annotated[bool, typer.Option("--quick", help="A few small rows, to see that it works.")] = False,
+    minutes: Annotated[float, typer.Option(min=0, help="No row begins after that long.")] = 7.0,
+    repetitions: Annotated[int, typer.Option(min=1, help="Times that each contender runs.")] = 5,
+) -> None:
+    """The rows of `speed` on one GPU in bfloat16, once its results are the CPU's."""
+    from typing import get_args
+
+    from benchmarks import gpu as benchmark
+    from fl_core.config import DeviceName
+
+    if device not in get_args(DeviceName):
+        raise typer.BadParameter(f"{device!r}: must be one of {', '.join(get_args(DeviceName))}")
+    benchmark.run(out, cast(DeviceName, device), quick, minutes, repetitions, typer.echo)
+    typer.echo(f"figures: {out}")
+
+
+if __name__ == "__main__":  # where Duet, and so `duet benchmark`, is not installed
+    try:
+        app()
+    except DuetError as error:
+        sys.exit(f"error: {error}")

@@ -16,6 +16,7 @@ texts are the user's own unless a row says otherwise.  Contenders, interleaved i
 - ``the same without DP``: plain autograd through PEFT.
 
 Before a row is timed, engine and Opacus must give the same parameters without noise.
+``benchmarks.gpu`` runs the same on a GPU.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fl_client.cohort_arm import USERS_AT_A_TIME
 from fl_core.adapters import DualAdapter, Site
 from fl_core.atomic import write_json
-from fl_core.base_model import BaseModel, load_base, trunk_layers
+from fl_core.base_model import CPU, DTYPES, BaseModel, load_base, moved, trunk_layers
 from fl_core.cohort import StepPlan, cohort_noise, train_cohort
 from fl_core.config import AdapterSpec, TrainConfig
 from fl_core.engine import CohortEngine, CohortState, Examples
@@ -60,6 +61,23 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 RANK, ALPHA = 4, 8.0
 CLIP, SIGMA, RATE, RECORDS = 0.5, 1.0, 0.05, 16
 AGREEMENT = 1e-5
+"""Bound on the distance of both contenders' parameters after one step, in float32."""
+BFLOAT16_AGREEMENT = 0.1
+"""Bound, in bfloat16, on the distance of two steps over the length of one (eight bits of mantissa)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and in which precision a base model runs; ``pass_tokens`` of the cohort engine, if given."""
+
+    device: torch.device = CPU
+    dtype: str = "float32"
+    pass_tokens: int | None = None
+
+    def wait(self) -> None:
+        """Until the device has done what it was told to: clocks are read only then."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 @dataclass(frozen=True)
@@ -91,11 +109,12 @@ WORKLOADS = (
 )
 
 
-def base_of(name: str) -> BaseModel:
-    """The embedded model, or one of SmolLM2-135M's shape with random weights."""
-    embedded = load_base("", "float32")
+def base_of(name: str, place: Place | None = None) -> BaseModel:
+    """The embedded model, or one of SmolLM2-135M's shape with random weights, the same everywhere."""
+    place = place or Place()
     if name == "embedded":
-        return embedded
+        return load_base("", place.dtype, place.device)
+    fused: dict[str, Any] = {} if place.device == CPU else {"attn_implementation": "sdpa"}
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,
@@ -105,9 +124,11 @@ def base_of(name: str) -> BaseModel:
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,
+        **fused,
     )
     model = LlamaForCausalLM(config).requires_grad_(False).train(False)
-    return BaseModel(model, embedded.tokenizer, name, "")
+    there = moved(model, place.device, DTYPES[place.dtype])
+    return BaseModel(there, load_base("").tokenizer, name, "")
 
 
 def engine_lora(base: BaseModel, layers: int, head: bool) -> tuple[Trunk, DualAdapter]:
@@ -139,8 +160,9 @@ def peft_lora(base: BaseModel, layers: int, **more: Any) -> LoraConfig:
 class Jobs:
     """A workload's texts and votes, and Duet's engine on them."""
 
-    def __init__(self, work: Workload) -> None:
-        self.work, self.base = work, base_of(work.model)
+    def __init__(self, work: Workload, place: Place | None = None) -> None:
+        self.place = place or Place()
+        self.work, self.base = work, base_of(work.model, self.place)
         generator = np.random.default_rng(0)
         count = work.texts or work.users * RECORDS
         vocabulary = int(self.base.model.config.vocab_size)
@@ -160,7 +182,9 @@ class Jobs:
     def new_engine(self) -> CohortEngine:
         """An engine that has nothing kept yet."""
         store = PrefixStore(self.trunk, self.texts, budget=PrefixBudget(8 * 2**30))
-        return CohortEngine(self.trunk, self.adapter, self.texts, self.train, store=store)
+        return CohortEngine(
+            self.trunk, self.adapter, self.texts, self.train, self.place.pass_tokens, store=store
+        )
 
     def examples(self, users: Sequence[int], turn: int) -> Examples:
         """``batch`` votes of each user, another part of its records each turn."""
@@ -214,7 +238,7 @@ class Client(nn.Module):
     def __init__(self, jobs: Jobs, model: Any) -> None:
         super().__init__()
         self.jobs = jobs
-        self.head = nn.Linear(jobs.trunk.hidden, 1)
+        self.head = nn.Linear(jobs.trunk.hidden, 1).to(jobs.place.device)
         self.model: Any = model
         if not jobs.work.layers:
             return
@@ -244,7 +268,7 @@ class Client(nn.Module):
         """[N] scores."""
         body = self.model.base_model.model if self.jobs.work.layers else self.model
         final = body.model(input_ids=ids, use_cache=False).last_hidden_state  # no logits are needed
-        return self.head(final[:, -1] / math.sqrt(self.jobs.trunk.hidden))[:, 0]  # type: ignore[no-any-return]
+        return self.head(final[:, -1].float() / math.sqrt(self.jobs.trunk.hidden))[:, 0]  # type: ignore[no-any-return]
 
 
 class Baseline:
@@ -271,13 +295,13 @@ class Baseline:
         self.client = self.wrapped = None
 
     def step(self, user: int, turn: int, sigma: float = SIGMA) -> Tensor:
-        """[D] the user's adapter after its step."""
-        client = self.client
+        """[D] the user's adapter after its step, on the base's device."""
+        client, device = self.client, self.jobs.place.device
         assert client is not None
         client.become(self.jobs.theta)
         examples = self.jobs.examples([user], turn)
-        ids = torch.tensor([self.jobs.texts[int(text)].ids for text in examples.chosen])
-        label = torch.from_numpy(examples.label).float()
+        ids = torch.tensor([self.jobs.texts[int(text)].ids for text in examples.chosen]).to(device)
+        label = torch.from_numpy(examples.label).float().to(device)
         trained = [p for p in client.parameters() if p.requires_grad]
         optimizer: Any = torch.optim.SGD(trained, lr=RATE)
         if self.wrapped is not None:
@@ -294,25 +318,37 @@ class Baseline:
 
 
 def check_agreement(jobs: Jobs, baseline: Baseline) -> float:
-    """Largest distance between both contenders' parameters after one step without noise."""
+    """How far both contenders' parameters are apart after one step without noise.
+
+    In float32 the largest distance of a parameter, over 1 or the largest of all; in bfloat16
+    ``step_distance``.  Raises ``DuetError`` above ``AGREEMENT``, or ``BFLOAT16_AGREEMENT``.
+    """
     users = list(range(min(3, jobs.work.users)))
     ours = jobs.cohort(jobs.engine, users, 0, private=True, sigma=0.0)
     baseline.set_up(private=True)
-    theirs = torch.stack([baseline.step(user, 0, sigma=0.0) for user in users])
+    theirs = torch.stack([baseline.step(user, 0, sigma=0.0) for user in users]).cpu()
     baseline.take_off()
-    moved = float((theirs - jobs.theta).abs().max())
+    furthest, exact = float((theirs - jobs.theta).abs().max()), jobs.place.dtype == "float32"
     apart = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+    apart = apart if exact else step_distance(ours - jobs.theta, theirs - jobs.theta)
     if jobs.work.texts:
         step = RATE / jobs.work.batch * jobs.shared_sum(jobs.together(users), users, True, sigma=0.0)
-        apart = max(apart, float(((jobs.theta - theirs).sum(0) - step).abs().max()))
-    if apart > AGREEMENT or moved < 10 * AGREEMENT:
+        other = (jobs.theta - theirs).sum(0)
+        apart = max(apart, float((other - step).abs().max()) if exact else step_distance(step, other))
+    if apart > (AGREEMENT if exact else BFLOAT16_AGREEMENT) or furthest < 10 * AGREEMENT:
         raise DuetError(f"{jobs.work.name}: engine and Opacus differ by {apart:.1e}; nothing is timed")
     return apart
 
 
-def measure(work: Workload, repetitions: int) -> dict[str, Any]:
+def step_distance(ours: Tensor, theirs: Tensor) -> float:
+    """|ours - theirs| / |theirs| of two steps."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def measure(work: Workload, repetitions: int, place: Place | None = None) -> dict[str, Any]:
     """Milliseconds a user of every contender: median, least and most of the repetitions."""
-    jobs = Jobs(work)
+    place = place or Place()
+    jobs = Jobs(work, place)
     baseline = Baseline(jobs)
     apart = check_agreement(jobs, baseline)
     everyone, clients = list(range(work.users)), list(range(work.clients))
@@ -336,8 +372,10 @@ def measure(work: Workload, repetitions: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
 
     def timed(name: str, users: int, run: Callable[[], object]) -> None:
+        place.wait()
         start = time.perf_counter()
         run()
+        place.wait()
         times.setdefault(name, []).append(1000 * (time.perf_counter() - start) / users)
 
     together = None
@@ -363,7 +401,7 @@ def measure(work: Workload, repetitions: int) -> dict[str, Any]:
     found = {name: [statistics.median(row), min(row), max(row)] for name, row in times.items()}
     ours = found["engine"][0]
     passes = work.layers and not work.texts
-    share = work_left(jobs) / (ours / 1000) / matrix_peak() if passes else None
+    share = work_left(jobs) / (ours / 1000) / matrix_peak(place) if passes else None
     return {
         "workload": work.name,
         "texts": "shared by the users" if work.texts else "the users' own",
@@ -387,12 +425,15 @@ def work_left(jobs: Jobs) -> float:
     return 4.0 * numbers * jobs.work.tokens * jobs.work.batch
 
 
-def matrix_peak(size: int = 1024, repetitions: int = 5) -> float:
-    """Operations a second of a large float32 matrix product, the best of some."""
-    a, b, best = torch.randn(size, size), torch.randn(size, size), math.inf
+def matrix_peak(place: Place, repetitions: int = 5) -> float:
+    """Operations a second of a large matrix product, the best of some."""
+    size, best = 1024 if place.device == CPU else 8192, math.inf
+    a, b = (torch.randn(size, size).to(place.device, DTYPES[place.dtype]) for _ in range(2))
     for _ in range(repetitions):
+        place.wait()
         start = time.perf_counter()
         a @ b
+        place.wait()
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
 
@@ -401,18 +442,25 @@ def run(out: Path, repetitions: int, only: Sequence[str], say: Callable[[str], N
     """Measure, print a table, write ``out``."""
     rows: list[dict[str, Any]] = []
     machine = {"machine": platform.machine(), "cpus": torch.get_num_threads(), "torch": torch.__version__}
-    say(f"{'workload':28} {'threads':>7} {'users/s':>8} {'x set up':>9} {'x step':>7} {'DP':>5} {'peak':>5}")
+    say(HEADING)
     every = torch.get_num_threads()
     for work in (work for work in WORKLOADS if not only or work.name in only):
         for threads in sorted({1, every}):
             torch.set_num_threads(threads)
-            row = measure(work, repetitions)
-            rows.append(row)
-            share = row["share_of_matrix_peak"]
-            say(
-                f"{work.name:28} {threads:>7} {row['users_a_second']:>8.1f} "
-                f"{row['times_faster_than_set_up']:>9.1f} {row['times_faster_than_step_alone']:>7.1f} "
-                f"{row['dp_over_non_dp']:>5.2f} {'' if share is None else format(share, '.2f'):>5}"
-            )
+            rows.append(measure(work, repetitions))
+            say(line(rows[-1]))
             write_json(out, {"repetitions": repetitions, **machine, "rows": rows})
     torch.set_num_threads(every)
+
+
+HEADING = f"{'workload':32} {'threads':>7} {'users/s':>8} {'x set up':>9} {'x step':>7} {'DP':>5} {'peak':>5}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for a person."""
+    share = row["share_of_matrix_peak"]
+    return (
+        f"{row['workload']:32} {row['threads']:>7} {row['users_a_second']:>8.1f} "
+        f"{row['times_faster_than_set_up']:>9.1f} {row['times_faster_than_step_alone']:>7.1f} "
+        f"{row['dp_over_non_dp']:>5.2f} {'' if share is None else format(share, '.2f'):>5}"
+    )

@@ -24,6 +24,7 @@ from fl_client.cohort_arm import CohortArm
 from fl_client.head_arm import HeadArm
 from fl_core.base_model import load_base
 from fl_core.config import RunConfig
+from fl_core.device import use_device
 from fl_core.errors import PrivacyError
 from fl_core.frozen_features import FEATURES_FILE, FrozenFeatures
 from fl_core.prefix_store import PrefixBudget, PrefixStores
@@ -48,7 +49,9 @@ class NodeTrainer:
         people = Population.load(population)
         users = np.arange(partition, len(people.users), partitions, dtype=np.int64)
         self.config, self.out = config, out
-        self.cohort = Cohort(config, people, load_base(config.model, config.dtype), users)
+        self.cohort = Cohort(
+            config, people, load_base(config.model, config.dtype, use_device(config.device)), users
+        )
         self._arms: dict[str, HeadArm | CohortArm] = {}
         self._features: FrozenFeatures | None = None
         trunk, _ = build_arm(config, Arm.named("dual"), self.cohort.base)

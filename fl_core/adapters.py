@@ -23,6 +23,7 @@ Everything here is a pure function of such vectors.
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Mapping
@@ -235,7 +236,8 @@ class DualAdapter:
         for site in self.sites_personal:
             if site.name not in weights:
                 raise AdapterError(f"subspace adapter: layer {site.name!r} has no weight to take bases from")
-            u, _, vh = torch.linalg.svd(weights[site.name].float(), full_matrices=False)
+            weight = weights[site.name].float().cpu()  # other devices' routines give other signs
+            u, _, vh = torch.linalg.svd(weight, full_matrices=False)
             bases[f"personal.{site.name}.U"], bases[f"personal.{site.name}.V"] = u[:, :rank], vh[:rank]
         if not self.head:
             return bases
@@ -252,6 +254,13 @@ class DualAdapter:
     def public(self, name: str) -> Tensor:
         """A public constant, e.g. ``"shared.4.q_proj.A"``."""
         return self._constants[name]
+
+    def on(self, device: torch.device) -> DualAdapter:
+        """The same structure with its public constants and its feature map on ``device``."""
+        twin = copy.copy(self)
+        twin.features = self.features.on(device)
+        twin._constants = {name: constant.to(device) for name, constant in self._constants.items()}
+        return twin
 
     # Initial values ----------------------------------------------------------------------
 

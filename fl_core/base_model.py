@@ -32,6 +32,7 @@ EMBEDDED = Path("fl_core") / "embedded"
 MODEL_VARIABLE = "DUET_MODEL"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYER_SLOTS = ("layers", "h")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,18 @@ class Target:
 # --- Finding and loading -----------------------------------------------------------------
 
 
-def load_base(model: str, dtype: str = "float32") -> BaseModel:
-    """Load, freeze and put in evaluation mode the model ``model``.
+def load_base(model: str, dtype: str = "float32", device: torch.device = CPU) -> BaseModel:
+    """Load, freeze and put in evaluation mode the model ``model``, on ``device``.
 
     ``model``: a Hugging Face id or a folder; ``""``: the embedded model.  A model in the local
-    cache is loaded without the network.  ``dtype``: ``float32`` or ``bfloat16``.  A tokenizer
-    without padding token pads with its end token.  Raises ``ModelError`` naming the value and
-    what to do.
+    cache is loaded without the network.  ``dtype``: ``float32`` or ``bfloat16``.  On a GPU attention
+    is torch's fused one.  A tokenizer without padding token pads with its end token.  Raises
+    ``ModelError`` naming the value and what to do.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     source = model or str(embedded_folder())
-    loaded, tokenizer = _fetch(source, DTYPES[dtype])
+    loaded, tokenizer = _fetch(source, DTYPES[dtype], device)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"model={model!r}: its tokenizer has no end token; set eos_token in its configuration"
@@ -90,7 +91,15 @@ def load_base(model: str, dtype: str = "float32") -> BaseModel:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.requires_grad_(False).train(False)
-    return BaseModel(loaded, tokenizer, model or "embedded", weights_hash(loaded))
+    digest = weights_hash(loaded)
+    return BaseModel(moved(loaded, device), tokenizer, model or "embedded", digest)
+
+
+def moved(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """``model`` itself, with its parameters on ``device``, in ``dtype`` if one is given."""
+    module: nn.Module = model  # PreTrainedModel hides the type of ``to``
+    module.to(device, dtype)
+    return model
 
 
 def embedded_folder() -> Path:
@@ -141,10 +150,13 @@ def _embedded_places() -> Iterator[Path]:
         yield Path(unquote(url.path)) / EMBEDDED
 
 
-def _fetch(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _fetch(
+    source: str, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """From a folder or the cache where possible, else from the network."""
+    options = {"dtype": dtype} if device.type == "cpu" else {"dtype": dtype, "attn_implementation": "sdpa"}
     try:
-        return _from_pretrained(source, dtype, local_files_only=True)
+        return _from_pretrained(source, options, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as local:
         if Path(source).is_dir():
             raise ModelError(
@@ -152,7 +164,7 @@ def _fetch(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
                 f"({_first_line(local)}); it must hold config.json, *.safetensors and a tokenizer"
             ) from local
     try:
-        return _from_pretrained(source, dtype, local_files_only=False)
+        return _from_pretrained(source, options, local_files_only=False)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"model={source!r}: neither a folder, nor in the local Hugging Face cache, nor could it be "
@@ -162,10 +174,10 @@ def _fetch(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
 
 
 def _from_pretrained(
-    source: str, dtype: torch.dtype, local_files_only: bool
+    source: str, options: dict[str, Any], local_files_only: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local_files_only)
+    model = AutoModelForCausalLM.from_pretrained(source, **options, local_files_only=local_files_only)
     return model, tokenizer
 
 

@@ -152,15 +152,17 @@ def train_cohort(
     server_round: int,
     public_gradient: Tensor | None = None,
 ) -> CohortState:
-    """Run ``plan.steps`` steps on every user; returns the new state.
+    """Run ``plan.steps`` steps on every user; returns the new state, on the CPU.
 
-    ``public_gradient`` [D] is added to each step's mean gradient (public data: no privacy
-    cost).  A user without records, or with an empty sample, still gets the noise.
+    All steps are made on the engine's device.  ``public_gradient`` [D] is added to each step's mean
+    gradient (public data: no privacy cost).  A user without records, or with an empty sample, still
+    gets the noise.
     """
     personal = part == "personal"
     draw = Purpose.PERSONAL_SAMPLE if personal else Purpose.SHARED_SAMPLE
     purpose = Purpose.PERSONAL_STEP if personal else Purpose.SHARED_STEP
     wants_shared = part in ("shared", "both")
+    state = state.to(engine.device)
     if wants_shared and len(state.shared) == 1:
         state = replace(state, shared=state.shared.expand(state.users, -1).clone())
     flat = _trained(state, part)
@@ -169,16 +171,17 @@ def train_cohort(
         taken = np.flatnonzero(sample_records(examples, users, plan.rate, noise, server_round, step, draw))
         sums, _ = engine.clipped_gradients(examples.take(taken), state, part, plan.clip)
         shape = (len(sums), sums.shape[1])
-        sums = sums + cohort_noise(shape, users, plan.noise_std, noise, server_round, step, purpose)
+        drawn = cohort_noise(shape, users, plan.noise_std, noise, server_round, step, purpose)
+        sums = sums + drawn.to(sums.device)
         gradient = sums / plan.denominator
         if public_gradient is not None:
-            gradient = gradient + public_gradient
+            gradient = gradient + public_gradient.to(gradient.device)
         if plan.optimizer == "adam":
             flat, adam = adam_step(flat, gradient, adam, plan.lr, plan.weight_decay)
         else:
             flat = sgd_step(flat, gradient, plan.lr, plan.weight_decay)
         state = _replaced(state, part, flat)
-    return state
+    return state.to(torch.device("cpu"))
 
 
 def _trained(state: CohortState, part: Part) -> Tensor:

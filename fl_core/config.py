@@ -21,11 +21,13 @@ from fl_core.errors import ConfigurationError
 Scalar = bool | int | float | str
 Kind = Literal["lora", "b_only", "components", "subspace"]
 Objective = Literal["reward", "dpo", "kto", "sft"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 Method = Literal["components", "fedit", "ffa", "fdlora", "fdlora-as-printed"]
 ArmName = Literal["shared", "local", "dual", "shared_dp", "local_dp", "dual_dp"]
 
-CHANGES_NO_ARM = frozenset({"arms", "profile", "federation.deadline-seconds"})
-"""Settings that may change when a run is resumed: none of them changes what an arm learns."""
+CHANGES_NO_ARM = frozenset({"arms", "profile", "device", "federation.deadline-seconds"})
+"""Settings that may change when a run is resumed: none of them changes what an arm learns (devices round
+differently, and no more)."""
 
 NOT_COMPARED = CHANGES_NO_ARM | {"out"}
 """Settings that a run and one that resumes it need not share."""
@@ -226,9 +228,9 @@ class FederationConfig(BaseModel):
 class PrefixConfig(BaseModel):
     """What is kept of the activations below the first adapted layer (``fl_core.prefix_store``).
 
-    ``memory_mb``, ``disk_mb``: budgets of each process in MiB; the file on disk is made in the
-    system's temporary folder and gone with the process.  ``bfloat16``: keep half of the bytes, at
-    the price of exactness.
+    ``memory_mb``, ``disk_mb``: budgets of each process in MiB, the former of the memory of the device
+    that runs the base model; the file on disk is made in the system's temporary folder and gone with
+    the process.  ``bfloat16``: keep half of the bytes, at the price of exactness.
     """
 
     model_config = FROZEN
@@ -244,6 +246,8 @@ class RunConfig(BaseModel):
     ``population``: name of a registered source (world, candidates, polis, pairs), or the
     folder of a prepared population.  ``path``: the source's input file or folder.
     ``users``: how many (0: all).  ``model``: Hugging Face id or path; empty: the embedded one.
+    ``device``: where nodes run the base model: ``cuda``, ``cpu`` or ``auto``, which is CUDA where a
+    node sees a GPU (``fl_core.device``).
     ``out``: folder for released adapters and personal stores; empty: under ``DUET_HOME``.
     ``arms``: comma-separated trained arms.  ``fusion_margin``: how much the loss on the public
     universal values may exceed that of the shared adapter alone, in nats; ``fusion_tolerance``:
@@ -262,6 +266,7 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     model: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    device: DeviceName = "auto"
     out: str = ""
     method: Method = "components"
     arms: str = "dual"

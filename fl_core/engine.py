@@ -30,6 +30,7 @@ from fl_core import objectives
 from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
 from fl_core.config import TrainConfig
+from fl_core.device import pass_tokens
 from fl_core.errors import DataError
 from fl_core.features import final_and_pooled
 from fl_core.prefix_store import PrefixStore
@@ -42,6 +43,8 @@ Part = Literal["shared", "personal", "both"]
 
 CLIP_SLACK = 1e-6
 """Relative error of a computed norm that clipping allows for: factors are rounded down by it."""
+MICRO_BATCH_TOKENS = 2048
+"""Padded tokens of a pass on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,17 @@ class CohortState:
         """U."""
         return len(self.personal)
 
+    def to(self, device: torch.device) -> CohortState:
+        """The same numbers on ``device``."""
+        return CohortState(self.shared.to(device), self.personal.to(device), self.fusion.to(device))
+
 
 @dataclass(frozen=True)
 class _Rows:
-    """A micro-batch before the first adapted layer, and whose example each sequence is."""
+    """A micro-batch before the first adapted layer, and whose example each sequence is.
+
+    ``text`` [N] is on the CPU, all else on the trunk's device.
+    """
 
     entered: Entered
     text: Tensor
@@ -129,8 +139,10 @@ class CohortEngine:
     """Gradients and scores of a cohort on one base.
 
     ``texts`` are all texts that examples may index.  ``micro_batch_tokens`` bounds the padded
-    tokens of one pass.  Results of a user do not depend on who else is in the cohort, but for
-    the rounding of matrix products of other sizes.
+    tokens of one pass (``None``: as many as the device is good for).  States may be on any device;
+    gradients are left on the trunk's, where ``train_cohort`` goes on with them, and scores are given
+    on the CPU.  Results of a user do not depend on who else is in the cohort, but for the rounding of
+    matrix products of other sizes.
     """
 
     def __init__(
@@ -139,11 +151,13 @@ class CohortEngine:
         adapter: DualAdapter,
         texts: Sequence[Tokens],
         train: TrainConfig,
-        micro_batch_tokens: int = 2048,
+        micro_batch_tokens: int | None = None,
         store: PrefixStore | None = None,
     ) -> None:
-        self.trunk, self.adapter, self.texts, self.train = trunk, adapter, tuple(texts), train
-        self.micro_batch_tokens = micro_batch_tokens
+        self.trunk, self.texts, self.train = trunk, tuple(texts), train
+        self.device = trunk.device
+        self.adapter = adapter.on(self.device)
+        self.micro_batch_tokens = micro_batch_tokens or pass_tokens(self.device, MICRO_BATCH_TOKENS)
         self.store = store or PrefixStore(trunk, self.texts)
         self._lengths = self.store.lengths
         self._reference: dict[int, float] = {}
@@ -160,20 +174,21 @@ class CohortEngine:
         D is the size of the trained part (``both``: shared, then personal).  ``clip`` None
         leaves gradients as they are.  A user without an example gets zeros.
         """
-        total = torch.zeros(state.users, self._size(part))
-        norms = torch.zeros(len(examples))
+        state = state.to(self.device)
+        total = torch.zeros(state.users, self._size(part), device=self.device)
+        norms = torch.zeros(len(examples), device=self.device)
         for index in self._micro_batches(examples):
             gradient = self.example_gradients(examples.take(index), state, part)
             norm = example_norms(gradient)
             if clip is not None:
                 gradient = clipped(gradient, norm, clip)
-            total.index_add_(0, torch.from_numpy(examples.user[index]), gradient)
-            norms[torch.from_numpy(index)] = norm
+            total.index_add_(0, self._here(examples.user[index]), gradient)
+            norms[self._here(index)] = norm
         return total, norms
 
     def example_gradients(self, examples: Examples, state: CohortState, part: Part) -> Tensor:
         """[E, D] float32: each example's own gradient of its loss."""
-        rows = self._rows(examples)
+        state, rows = state.to(self.device), self._rows(examples)
         terms = self._row_terms(rows, state, part)
         with self.trunk.adapted(terms, torch.zeros((), requires_grad=True)):
             final, head_input = self._leave(rows)
@@ -193,8 +208,8 @@ class CohortEngine:
         """
         count = len(examples)
         chosen, rejected = values[:count], values[count:]
-        pairs = torch.from_numpy(np.flatnonzero(examples.rejected != NO_TEXT))
-        label = torch.from_numpy(examples.label).float()
+        pairs = self._here(np.flatnonzero(examples.rejected != NO_TEXT))
+        label = self._here(examples.label).float()
         kind, beta = self.train.objective, self.train.beta
         if kind == "reward":
             losses = objectives.vote_loss(chosen, label)
@@ -232,10 +247,11 @@ class CohortEngine:
         slope: Tensor,
     ) -> Tensor:
         """Fold rows into examples and pull effective gradients back to the trained numbers."""
-        user = torch.from_numpy(examples.user)
-        shared = torch.zeros(len(examples), self.adapter.shared_layout.size if part != "personal" else 0)
-        personal = torch.zeros(len(examples), self.adapter.personal_layout.size if part != "shared" else 0)
-        pull = PullBack(self.adapter, state, user, shared, personal, part)
+        shared = slope.new_zeros(len(examples), self.adapter.shared_layout.size if part != "personal" else 0)
+        personal = slope.new_zeros(
+            len(examples), self.adapter.personal_layout.size if part != "shared" else 0
+        )
+        pull = PullBack(self.adapter, state, self._here(examples.user), shared, personal, part)
 
         def fold(gradient: Tensor | None) -> Tensor | None:
             return None if gradient is None else self._fold(gradient, rows, len(examples))
@@ -250,12 +266,14 @@ class CohortEngine:
     @staticmethod
     def _fold(gradient: Tensor, rows: _Rows, count: int) -> Tensor:
         """[N, ...] per row -> [E, ...] per example, in float32: both sequences of a pair add up."""
-        out = torch.zeros(count, *gradient.shape[1:])
+        out = torch.zeros(count, *gradient.shape[1:], device=gradient.device)
         return out.index_add_(0, rows.example, gradient.float())
 
     def _row_terms(self, rows: _Rows, state: CohortState, part: Part) -> dict[str, tuple[RowTerm, ...]]:
         """Each site's terms; shared first, then personal, with the gradients that ``part`` needs."""
         terms: dict[str, tuple[RowTerm, ...]] = {}
+        w_s, w_p = state.fusion.unbind(1)
+        used = [bool((weight != 0).any()) for weight in (w_s, w_p)]
         for site in self._sites.values():
             own = self.adapter.personal
             shared_need = Need(part != "personal" and self.adapter.shared.kind == "lora", part != "personal")
@@ -265,12 +283,11 @@ class CohortEngine:
                 trained and own is not None and own.kind in ("lora", "subspace"),
                 mixed or (trained and own is not None and own.kind in ("lora", "b_only")),
             )
-            w_s, w_p = state.fusion.unbind(1)
             common = self.adapter.shared_term(site, state.shared, w_s)
             private = self.adapter.personal_term(site, state.shared, state.personal, w_p)
             kept = []
-            for term, need, weight in ((common, shared_need, w_s), (private, personal_need, w_p)):
-                if term is None or bool((weight == 0).all()):
+            for term, need, counts in zip((common, private), (shared_need, personal_need), used, strict=True):
+                if term is None or not counts:
                     continue
                 a = term.a[rows.user] if len(term.a) > 1 else term.a
                 b = term.b[rows.user] if len(term.b) > 1 else term.b
@@ -282,12 +299,12 @@ class CohortEngine:
 
     @torch.no_grad()
     def scores(self, user: npt.NDArray[np.int64], text: npt.NDArray[np.int64], state: CohortState) -> Tensor:
-        """[E] float32: user ``user[i]``'s score of text ``text[i]``.
+        """[E] float32 on the CPU: user ``user[i]``'s score of text ``text[i]``.
 
         Reward models: the reward.  Otherwise the implicit reward, log p_u - log p_base of the
         response in nats (Rafailov et al. 2023, section 4).
         """
-        values = torch.zeros(len(text))
+        state, values = state.to(self.device), torch.zeros(len(text), device=self.device)
         rejected = np.full(len(text), NO_TEXT)
         examples = Examples(user, text, rejected, np.ones(len(text), dtype=np.int64))
         for index in self._micro_batches(examples):
@@ -297,8 +314,8 @@ class CohortEngine:
             value = self._row_values(rows, final, head_input, state)
             if self.train.objective != "reward":
                 value = value - self.reference_logprobs(rows.text.tolist())
-            values[torch.from_numpy(index)] = value
-        return values
+            values[self._here(index)] = value
+        return values.cpu()
 
     @torch.no_grad()
     def reference_logprobs(self, texts: Sequence[int]) -> Tensor:
@@ -312,7 +329,7 @@ class CohortEngine:
                 final = self.trunk.suffix(rows.entered.hidden, rows.entered.lengths)
             logprobs = self.trunk.response_logprobs(final, rows.entered.ids, rows.entered.response)
             self._reference.update(zip(missing[index].tolist(), logprobs.tolist(), strict=True))
-        return torch.tensor([self._reference[text] for text in texts])
+        return torch.tensor([self._reference[text] for text in texts]).to(self.device)
 
     # Batches -----------------------------------------------------------------------------
 
@@ -333,8 +350,12 @@ class CohortEngine:
             pairs = pairs[:0]
         text = np.concatenate([examples.chosen, examples.rejected[pairs]])
         example = np.concatenate([np.arange(len(examples)), pairs])
-        user = torch.from_numpy(examples.user[example])
-        return _Rows(self.store.batch(text), torch.from_numpy(text), torch.from_numpy(example), user)
+        user = self._here(examples.user[example])
+        return _Rows(self.store.batch(text), torch.from_numpy(text), self._here(example), user)
+
+    def _here(self, numbers: npt.NDArray[np.int64]) -> Tensor:
+        """An array of indices or labels on the trunk's device."""
+        return torch.from_numpy(numbers).to(self.device)
 
     def _micro_batches(self, examples: Examples) -> Iterator[npt.NDArray[np.int64]]:
         """Indices of examples of like length whose padded tokens stay under the bound."""

@@ -114,6 +114,12 @@ class FeatureMap:
         whiten = self.whiten[:, :columns] * scale.sqrt()
         return replace(self, width=width, whiten=whiten, spread=spread * scale)
 
+    def on(self, device: torch.device) -> FeatureMap:
+        """The same map with its constants on ``device``."""
+        constants = (self.centre, self.whiten, self.spread, self.gate)
+        there = (None if constant is None else constant.to(device) for constant in constants)
+        return FeatureMap(self.width, self.pooling, self.depths, *there)
+
     def pool(self, final: Tensor, lengths: Tensor, response: Tensor, means: Tensor | None = None) -> Tensor:
         """[N, F] float32 from final hidden states [N, T, d] and the response mask [N, T].
 
@@ -126,7 +132,7 @@ class FeatureMap:
             return torch.cat([last, response_mean(final, response)], dim=1)
         if means is None:
             raise AdapterError("pooling='layers': needs the means at all depths")
-        return torch.cat([last, means[:, list(self.depths)].flatten(1)], dim=1)
+        return torch.cat([last, means[:, torch.tensor(self.depths)].flatten(1)], dim=1)
 
     def __call__(
         self, final: Tensor, lengths: Tensor, response: Tensor, means: Tensor | None = None

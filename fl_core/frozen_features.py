@@ -97,15 +97,17 @@ def _computed(
 @timed("frozen layers")
 @torch.no_grad()
 def _passed(store: PrefixStore, plain: FeatureMap, measured: Index) -> tuple[Tensor, Tensor]:
-    """([S, F0] pooled states, [S] mean log-probabilities), one pass of the base a text."""
+    """([S, F0] pooled states, [S] mean log-probabilities) on the CPU, one pass of the base a text."""
     pooled, logprob = torch.zeros(len(store.texts), plain.width), torch.full((len(store.texts),), math.nan)
     for index in store.batches(np.arange(len(store.texts))):
         entered = store.batch(index)
-        final, pooled[torch.from_numpy(index)] = final_and_pooled(store.trunk, plain, entered)
-        rows = torch.from_numpy(np.flatnonzero(np.isin(index, measured)))
+        final, found = final_and_pooled(store.trunk, plain, entered)
+        pooled[torch.from_numpy(index)] = found.cpu()
+        asked = np.isin(index, measured)
+        rows = torch.from_numpy(np.flatnonzero(asked)).to(final.device)
         if len(rows):
             own = mean_logprob(store.trunk, final[rows], entered.ids[rows], entered.response[rows])
-            logprob[torch.from_numpy(index)[rows]] = own
+            logprob[torch.from_numpy(index[asked])] = own.cpu()
     return pooled, logprob
 
 

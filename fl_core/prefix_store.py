@@ -1,7 +1,8 @@
 """Activations below the first adapted layer: computed once for each distinct text, and kept.
 
-They depend on the tokens alone, not on user, step or round.  What is kept stays in memory up to
-a budget, then in a memory-mapped file up to another; beyond both a text is computed again.
+They depend on the tokens alone, not on user, step or round.  What is kept stays in memory, that of
+the device on which the base model is, up to a budget, then in a memory-mapped file up to another;
+beyond both a text is computed again.
 Gradients are the same with and without (but for the rounding of matrix products of other sizes),
 unless ``dtype`` keeps fewer bits.
 """
@@ -20,20 +21,23 @@ import torch
 from torch import Tensor
 
 from fl_core.config import PrefixConfig
+from fl_core.device import pass_tokens
 from fl_core.stopwatch import timed
 from fl_core.trunk import Entered, Tokens, Trunk, pad
 
 Index = npt.NDArray[np.int64]
 ALIGNMENT = 8
+BATCH_TOKENS = 4096
+"""Padded tokens of a pass on the CPU."""
 
 
 @dataclass(frozen=True)
 class PrefixBudget:
     """How many bytes of activations are kept, and in what precision.
 
-    ``memory`` and ``disk`` in bytes; the file is made in ``folder`` (``None``: the system's
-    temporary one) without a name, so that it is gone with the process.  ``dtype`` ``None`` keeps
-    the base model's own.
+    ``memory`` (of the base model's device) and ``disk`` in bytes; the file is made in ``folder``
+    (``None``: the system's temporary one) without a name, so that it is gone with the process.
+    ``dtype`` ``None`` keeps the base model's own.
     """
 
     memory: int = 2 * 2**30
@@ -52,17 +56,18 @@ class PrefixStore:
     """Prefix activations of texts, each distinct text computed once and kept within a budget.
 
     Texts go through the frozen layers in batches of like length of at most ``batch_tokens``
-    padded tokens.
+    padded tokens (``None``: as many as the device is good for).
     """
 
     def __init__(
         self,
         trunk: Trunk,
         texts: Sequence[Tokens],
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         budget: PrefixBudget | None = None,
     ) -> None:
-        self.trunk, self.texts, self.batch_tokens = trunk, tuple(texts), batch_tokens
+        self.trunk, self.texts = trunk, tuple(texts)
+        self.batch_tokens = batch_tokens or pass_tokens(trunk.device, BATCH_TOKENS)
         self.lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
         self.pad_id = int(trunk.base.tokenizer.pad_token_id or 0)
         self.budget = budget or PrefixBudget()
@@ -84,21 +89,26 @@ class PrefixStore:
             start += max(1, fits)
 
     def batch(self, index: Index) -> Entered:
-        """The texts at ``index``, which may repeat, as they enter the first adapted layer."""
-        ids, lengths, response = pad([self.texts[int(text)] for text in index], self.pad_id)
+        """The texts at ``index``, which may repeat, as they enter the first adapted layer, on its device."""
+        ids, lengths, response = self._padded(index)
         missing = np.array(sorted({int(text) for text in index} - self._kept.keys()), dtype=np.int64)
         if len(missing) == len(index):
             hidden, means = self._compute(index, ids, lengths, response)
             return Entered(ids, hidden, lengths, response, means)
         here = {text: self._kept[text] for text in index.tolist() if text in self._kept}
         for part in self.batches(missing):
-            hidden, means = self._compute(part, *pad([self.texts[int(t)] for t in part], self.pad_id))
+            hidden, means = self._compute(part, *self._padded(part))
             for row, text in enumerate(part.tolist()):
                 here[text] = hidden[row, : self.lengths[text]], means[row]
         rows, kept = zip(*(here[int(text)] for text in index), strict=True)
-        dtype = self.trunk.base.model.dtype
-        padded = torch.nn.utils.rnn.pad_sequence([row.to(dtype) for row in rows], batch_first=True)
-        return Entered(ids, padded, lengths, response, torch.stack(kept))
+        device, dtype = self.trunk.device, self.trunk.base.model.dtype
+        padded = torch.nn.utils.rnn.pad_sequence([row.to(device, dtype) for row in rows], batch_first=True)
+        return Entered(ids, padded, lengths, response, torch.stack([means.to(device) for means in kept]))
+
+    def _padded(self, index: Index) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, lengths and response mask of texts, as ``pad`` gives them, on the device."""
+        ids, lengths, response = pad([self.texts[int(text)] for text in index], self.pad_id)
+        return ids.to(self.trunk.device), lengths.to(self.trunk.device), response.to(self.trunk.device)
 
     @timed("frozen layers")
     def _compute(self, index: Index, ids: Tensor, lengths: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +118,7 @@ class PrefixStore:
         self.computed += len(index)
         for row, text in enumerate(index.tolist()):
             if text not in self._kept:
-                self._keep(text, hidden[row, : int(lengths[row])], means[row])
+                self._keep(text, hidden[row, : self.lengths[text]], means[row])
         return hidden, means
 
     def _keep(self, text: int, hidden: Tensor, means: Tensor) -> None:

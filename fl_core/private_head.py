@@ -34,12 +34,12 @@ class TextTable:
 def personal_directions(adapter: DualAdapter, shared: Tensor) -> Tensor:
     """P [R, d]: the directions that a head-only personal adapter mixes; R = 0 without one."""
     if adapter.personal is None:
-        return torch.zeros(0, adapter.hidden)
+        return shared.new_zeros(0, adapter.hidden)
     if adapter.personal.kind == "components":
         return adapter.shared_layout.view(shared, "head.components")
     if adapter.personal.kind == "subspace":
         return adapter.public("personal.head")
-    return torch.eye(adapter.hidden)
+    return torch.eye(adapter.hidden, device=shared.device)
 
 
 @dataclass(frozen=True)

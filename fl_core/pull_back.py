@@ -33,6 +33,7 @@ class PullBack:
     ) -> None:
         self.adapter, self.state, self.user = adapter, state, user
         self.shared, self.personal, self.part = shared, personal, part
+        self.any_shared = bool((state.fusion[:, 0] != 0).any())
         self.weight = state.fusion[user] if len(state.fusion) > 1 else state.fusion.expand(len(user), -1)
 
     def _own(self, flat: Tensor, layout_view: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class PullBack:
     def site(self, site: Site, folded: list[tuple[Tensor | None, Tensor | None]]) -> None:
         """Pull one site's folded gradients back; ``folded`` in the order of the site's terms."""
         queue = list(folded)
-        if site in self.adapter.sites_shared and bool((self.state.fusion[:, 0] != 0).any()):
+        if site in self.adapter.sites_shared and self.any_shared:
             grad_a, grad_b = queue.pop(0)
             if self.part != "personal":
                 self._shared_site(site, grad_a, grad_b)

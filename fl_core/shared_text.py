@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fl_core.adapted_linear import Need, RowTerm
 from fl_core.adapters import DualAdapter
+from fl_core.device import pass_tokens
 from fl_core.engine import Examples, clip_factors
 from fl_core.errors import AdapterError
 from fl_core.features import FeatureMap, final_and_pooled
@@ -42,6 +43,8 @@ ONE_BLOCK = 2**62
 """Tokens of a block where features are known and no pass bounds it."""
 NORM_ROWS = 4096
 """Examples whose feature differences are held at a time."""
+BLOCK_TOKENS = 4096
+"""Padded tokens of a block on the CPU."""
 GRAM_ROWS = 64
 """Pairs of texts whose Jacobians are held in float64 at a time."""
 
@@ -58,9 +61,10 @@ class SharedTextEngine:
     """Shared-adapter gradients and features over a fixed set of texts.
 
     ``examples`` are all examples that may ever be used, so that texts which pairs connect
-    come into one block.  ``block_tokens`` bounds the padded tokens of one pass; ``store`` may
-    be shared by engines on the same trunk and texts.  ``frozen`` [S, F] are the texts' features
-    under the base, where they are known; without adapted layers they are all that is needed.
+    come into one block.  ``block_tokens`` bounds the padded tokens of one pass (``None``: as many as
+    the device is good for); ``store`` may be shared by engines on the same trunk and texts.
+    ``frozen`` [S, F] are the texts' features under the base, where they are known; without adapted
+    layers they are all that is needed.  All tensors that come in and go out are on the CPU.
     """
 
     def __init__(
@@ -69,17 +73,20 @@ class SharedTextEngine:
         adapter: DualAdapter,
         texts: Sequence[Tokens],
         examples: Examples,
-        block_tokens: int = 4096,
+        block_tokens: int | None = None,
         store: PrefixStore | None = None,
         frozen: Tensor | None = None,
     ) -> None:
         if adapter.personal_in_trunk():
             raise AdapterError("SharedTextEngine: the personal adapter must live in the head alone")
-        self.trunk, self.adapter, self.texts = trunk, adapter, tuple(texts)
+        self.trunk, self.texts = trunk, tuple(texts)
+        self.device = trunk.device
+        self.adapter = adapter.on(self.device)
         self.examples = examples
         self.store = store or PrefixStore(trunk, texts)
         self._frozen = frozen if frozen is not None and not adapter.sites_shared else None
-        self.blocks = list(_blocks(texts, examples, ONE_BLOCK if self._frozen is not None else block_tokens))
+        most = block_tokens or pass_tokens(self.device, BLOCK_TOKENS)
+        self.blocks = list(_blocks(texts, examples, ONE_BLOCK if self._frozen is not None else most))
         self._fixed: dict[int, Tensor] = {}
         self._by_user = np.argsort(examples.user, kind="stable")
         self._bounds = np.searchsorted(
@@ -96,11 +103,11 @@ class SharedTextEngine:
         wanted = np.arange(len(self.texts)) if texts is None else texts
         phi = torch.zeros(len(self.texts), self.adapter.hidden)
         if not self.adapter.sites_shared:
-            phi[torch.from_numpy(wanted)] = self._fixed_features(wanted)
+            phi[torch.from_numpy(wanted)] = self._fixed_features(wanted).cpu()
             return TextTable(phi)
-        terms = self._terms(shared, needed=False)
+        terms = self._terms(shared.to(self.device), needed=False)
         for index in self.store.batches(wanted):
-            phi[torch.from_numpy(index)] = self._pass(index, terms, None)
+            phi[torch.from_numpy(index)] = self._pass(index, terms, None).cpu()
         return TextTable(phi)
 
     @timed("forward")
@@ -114,12 +121,12 @@ class SharedTextEngine:
     def _fixed_features(self, texts: Index) -> Tensor:
         """[N, d] phi where no layer is adapted: it never changes, so each text is passed once."""
         if self._frozen is not None:
-            return self._frozen[torch.from_numpy(texts)]
+            return self._frozen[torch.from_numpy(texts)].to(self.device)
         missing = np.array([int(text) for text in texts if int(text) not in self._fixed], dtype=np.int64)
         for index in self.store.batches(missing):
             self._fixed.update(zip(index.tolist(), self._pass(index, {}, None), strict=True))
         known = [self._fixed[int(text)] for text in texts]
-        return torch.stack(known) if known else torch.zeros(0, self.adapter.hidden)
+        return torch.stack(known) if known else torch.zeros(0, self.adapter.hidden, device=self.device)
 
     @timed("adapters")
     def clipped_sum(
@@ -139,7 +146,8 @@ class SharedTextEngine:
         example are left out, and their norms are 0).  ``only`` [E] marks the examples that are
         clipped (others, public ones, are not).  ``target`` [E] is subtracted from the margins.
         """
-        total = torch.zeros(self.adapter.shared_layout.size)
+        shared = shared.to(self.device)
+        total = torch.zeros(self.adapter.shared_layout.size, device=self.device)
         norms = torch.zeros(len(self.examples))
         head = self.head_rows(shared)
         bounded = torch.ones(len(self.examples), dtype=torch.bool) if only is None else torch.from_numpy(only)
@@ -150,12 +158,13 @@ class SharedTextEngine:
                 continue
             wanted = torch.zeros(len(index)) if target is None else target[index]
             part = self._block_pass(block, shared, head, index, coefficients[index], bias[index], wanted)
-            factor = weight[index].clone()
+            factor = weight[index].to(self.device, copy=True)
             if clip is not None:
-                norms[index] = part.norms()
-                factor *= torch.where(bounded[index], clip_factors(norms[index], clip), 1.0)
+                norm = part.norms()
+                norms[index] = norm.cpu()
+                factor *= torch.where(bounded[index].to(self.device), clip_factors(norm, clip), 1.0)
             part.add_sum(total, factor)
-        return total, norms
+        return total.cpu(), norms
 
     @timed("adapters")
     def user_sums(
@@ -185,11 +194,13 @@ class SharedTextEngine:
         rows = self.examples.take(index)
         block = _Block(np.union1d(rows.chosen, rows.rejected[rows.rejected != NO_TEXT]), index)
         asked = (torch.from_numpy(index), coefficients[index], bias[index], target[index])
+        shared = shared.to(self.device)
         part = self._block_pass(block, shared, self.head_rows(shared), *asked)
-        factor = weight[index].clone()
+        factor = weight[index].to(self.device, copy=True)
         if clip is not None:
-            factor *= torch.where(torch.from_numpy(only[index]), clip_factors(part.norms(), clip), 1.0)
-        return part.sums_of(row, len(users), factor)
+            bounded = torch.from_numpy(only[index]).to(self.device)
+            factor *= torch.where(bounded, clip_factors(part.norms(), clip), 1.0)
+        return part.sums_of(row, len(users), factor).cpu()
 
     def head_rows(self, shared: Tensor) -> Tensor:
         """H [R+1, d], 1/sqrt(d) included: the common head, then the personal directions."""
@@ -217,20 +228,21 @@ class SharedTextEngine:
         chosen = torch.tensor([place[int(t)] for t in rows.chosen], dtype=torch.int64)
         rejected = torch.tensor([place.get(int(t), -1) for t in rows.rejected], dtype=torch.int64)
         label = torch.from_numpy(rows.label).float()
-        return _BlockPass(self.adapter, phi, terms, head, chosen, rejected, label, coefficients, bias, target)
+        parts = (part.to(self.device) for part in (chosen, rejected, label, coefficients, bias, target))
+        return _BlockPass(self.adapter, phi, terms, head, *parts)
 
     def _terms(self, shared: Tensor, needed: bool) -> dict[str, tuple[RowTerm, ...]]:
         terms: dict[str, tuple[RowTerm, ...]] = {}
         lora = self.adapter.shared.kind == "lora"
         for site in self.adapter.sites_shared:
-            term = self.adapter.shared_term(site, shared[None], torch.ones(1))
+            term = self.adapter.shared_term(site, shared[None], shared.new_ones(1))
             assert term is not None
             terms[site.name] = (RowTerm(term.a, term.b, Need(a=needed and lora, b=needed)),)
         return terms
 
 
 class _BlockPass:
-    """One block after its forward pass: scores, norms and sums of its examples."""
+    """One block after its forward pass: scores, norms and sums of its examples, all on its device."""
 
     def __init__(
         self,
@@ -267,7 +279,7 @@ class _BlockPass:
     def _row_gradients(self, direction: Tensor, keep: bool) -> Tensor:
         """[n, P]: each text's gradient of (direction . phi); ``direction`` [n, d]."""
         if not self.features.requires_grad:
-            return torch.zeros(len(self.phi), 0)
+            return self.phi.new_zeros(len(self.phi), 0)
         torch.autograd.backward(self.features, direction, retain_graph=keep)
         parts = []
         for site in self.adapter.sites_shared:
@@ -281,7 +293,8 @@ class _BlockPass:
     def _feature_sizes(self) -> Tensor:
         """[E] |phi(chosen) - phi(rejected)|^2, or |phi(chosen)|^2 of votes."""
         sizes = []
-        for rows in torch.split(torch.arange(len(self.chosen)), NORM_ROWS):
+        for start in range(0, len(self.chosen), NORM_ROWS):
+            rows = slice(start, start + NORM_ROWS)
             other = self.phi[self.rejected[rows].clamp_min(0)] * self.pair[rows, None]
             sizes.append((self.phi[self.chosen[rows]] - other).square().sum(1))
         return torch.cat(sizes)
@@ -327,7 +340,7 @@ class _BlockPass:
         """Add sum_i factor_i g_i to ``total`` [D_s]."""
         layout = self.adapter.shared_layout
         beta = (self.slope * factor)[:, None] * self.coefficients
-        alpha = torch.zeros(len(self.phi), len(self.head)).index_add_(0, self.chosen, beta)
+        alpha = self.phi.new_zeros(len(self.phi), len(self.head)).index_add_(0, self.chosen, beta)
         alpha.index_add_(0, self.rejected.clamp_min(0), -beta * self.pair[:, None])
         trunk = self._trunk_sum(alpha)
         if trunk is not None:
@@ -342,8 +355,9 @@ class _BlockPass:
         """[``count``, D_s] sum_i factor_i g_i over the examples of each ``row`` [E], which must not fall."""
         layout, root = self.adapter.shared_layout, math.sqrt(self.adapter.hidden)
         beta = (self.slope * factor)[:, None] * self.coefficients
-        bias = torch.zeros(count).index_add_(0, torch.from_numpy(row), self.slope * factor * ~self.pair)
-        sums, trained = torch.zeros(count, layout.size), self._trained_heads()
+        where, slopes = torch.from_numpy(row).to(self.slope.device), self.slope * factor * ~self.pair
+        bias = self.slope.new_zeros(count).index_add_(0, where, slopes)
+        sums, trained = self.slope.new_zeros(count, layout.size), self._trained_heads()
         bounds = np.searchsorted(row, np.arange(count + 1))
         for user, (start, end) in enumerate(itertools.pairwise(bounds)):
             phi = self.phi[self.chosen[start:end]]

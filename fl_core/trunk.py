@@ -74,6 +74,8 @@ class Trunk:
 
     def __init__(self, base: BaseModel, selections: Sequence[tuple[tuple[str, ...], str]]) -> None:
         self.base = base
+        self.device: torch.device = base.model.device
+        """Where the base model is, and all passes are made."""
         self.hidden = hidden_size(base.model)
         chosen = [(names, where) for names, where in selections if names]
         targets = [target for names, where in chosen for target in find_targets(base.model, names, where)]
@@ -86,7 +88,7 @@ class Trunk:
 
     @torch.no_grad()
     def _check_split(self) -> None:
-        ids, lengths = torch.arange(4)[None], torch.tensor([4])
+        ids, lengths = torch.arange(4)[None].to(self.device), torch.tensor([4]).to(self.device)
         whole = self.base.model(input_ids=ids, use_cache=False).logits
         halves = self._vocabulary(self.suffix(self.prefix(ids, lengths), lengths))
         if float((whole - halves).abs().max()) > 0.01 * float(whole.abs().max()):
@@ -170,12 +172,12 @@ class Trunk:
             chosen = chosen_logprobs(hidden, token, head.weight, head.bias)
         else:  # a head of another kind, such as a quantised one, computes its logits itself
             chosen = log_softmax(head(hidden).float(), dim=-1).gather(1, token[:, None])[:, 0]
-        return torch.zeros(len(ids)).index_add(0, rows, chosen)
+        return chosen.new_zeros(len(ids)).index_add(0, rows, chosen)
 
 
 def last_token(final: Tensor, lengths: Tensor) -> Tensor:
     """[N, d] float32: the final hidden state at each row's last token."""
-    return final[torch.arange(len(lengths)), lengths - 1].float()
+    return final[torch.arange(len(lengths), device=lengths.device), lengths - 1].float()
 
 
 @contextmanager
@@ -213,7 +215,7 @@ def response_mean(state: Tensor, response: Tensor) -> Tensor:
 def _mask(width: int, lengths: Tensor) -> Tensor | None:
     if bool((lengths == width).all()):
         return None
-    return (torch.arange(width)[None, :] < lengths[:, None]).long()
+    return (torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]).long()
 
 
 def _adapt(twin: nn.Module, target: Target) -> AdaptedLinear:

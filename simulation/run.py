@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_core.atomic import write_json
-from fl_core.config import CHANGES_NO_ARM, RunConfig
+from fl_core.config import CHANGES_NO_ARM, DeviceName, RunConfig
 from fl_core.errors import ConfigurationError, RunError
 from fl_core.profiles import save_profile
 from fl_core.records import Population
@@ -51,18 +51,40 @@ def simulate(
 ) -> tuple[Results, ReportFiles]:
     """Run ``scenario`` in the folder ``out`` to its report, going on where it stopped before.
 
-    Raises ``ConfigurationError`` where ``out`` holds another run, ``RunError`` where another
-    process works in it or the run fails; other ``DuetError`` from the data and the model.
+    Raises ``ConfigurationError`` where ``out`` holds another run, or GPUs are asked for that are not
+    there, ``RunError`` where another process works in it or the run fails; other ``DuetError`` from
+    the data and the model.
     """
+    nodes, here = devices(scenario.config.device, resources)
     with locked(out):
         unchanged = claim(scenario, out)
         folder = prepare(scenario, out / POPULATION_FOLDER, watcher)
         config = located(scenario.config, folder, out)
         done = read_progress(out / PROGRESS_FILE)
         if not (unchanged and done is not None and done.phase == "done"):
-            train(config, out, resources, watcher)
+            train(config.model_copy(update={"device": nodes}), out, resources, watcher)
         watcher.step("Evaluating every user under every arm")
-        return report(config, folder, out)
+        return report(config.model_copy(update={"device": here}), folder, out)
+
+
+def devices(asked: DeviceName, resources: Resources) -> tuple[DeviceName, DeviceName]:
+    """Where nodes run the base model, and where this process does, which evaluates.
+
+    With a share of a GPU nodes must use it, without one nobody touches a GPU.  Raises
+    ``ConfigurationError`` where setting and share contradict, or this machine's GPUs are not seen.
+    """
+    share = resources.gpus_per_node
+    if asked == "cpu" and share:
+        raise ConfigurationError(f"device='cpu': --gpus-per-node {share:g} would be idle; leave one out")
+    if asked == "cuda" and not share:
+        raise ConfigurationError("device='cuda': nodes have no share of a GPU; give --gpus-per-node 1, say")
+    if not share:
+        return "cpu", "cpu"
+    if not resources.ray_address:
+        from fl_core.device import use_device  # here, because it imports torch
+
+        use_device("cuda")
+    return "cuda", "auto"
 
 
 def claim(scenario: Scenario, out: Path) -> bool:

@@ -170,7 +170,7 @@ def _base_logprobs(cohort: Cohort) -> Tensor:
     for index in store.batches(cohort.texts.measured):
         entered = store.batch(index)
         final = trunk.suffix(entered.hidden, entered.lengths)
-        scores[torch.from_numpy(index)] = mean_logprob(trunk, final, entered.ids, entered.response)
+        scores[torch.from_numpy(index)] = mean_logprob(trunk, final, entered.ids, entered.response).cpu()
     return scores
 
 

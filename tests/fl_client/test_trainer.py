@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from fl_client import trainer as node_trainer
 from fl_client.cohort_arm import CohortArm, example_margins
 from fl_client.head_arm import HeadArm
 from fl_client.store import PersonalState
@@ -20,12 +22,14 @@ from fl_core import fusion
 from fl_core.config import RunConfig
 from fl_core.engine import CohortState, Examples
 from fl_core.errors import AdapterError, DataError, PrivacyError
+from fl_core.frozen_features import FEATURES_FILE
 from fl_core.noise import Purpose, SimulationNoise
 from fl_core.prefix_store import PrefixBudget, PrefixStores
 from fl_core.privacy import DpEvent, epsilon
 from fl_core.private_head import head_examples
 from fl_core.records import NO_TEXT, Population, Records, Split
 from fl_core.shared import Arm, Arrays, arm_sigmas, from_arrays, initial_shared, planned_steps
+from tests.pretend_device import PretendTensor, pretend_device
 from tests.tiny_runs import (
     NO_RECORDS,
     NOT_TRAINED,
@@ -693,6 +697,51 @@ def test_nobody_with_records_and_no_values_pairs(make: Make, tmp_path: Path, cha
     start = initial_shared(node.config, "dual")
     assert all(np.array_equal(shared[name], start[name]) for name in start)
     assert node.arm("dual").adapter.features.gate is None  # texts that may be rated are all there is
+
+
+# --- Devices -----------------------------------------------------------------------------
+
+ON_A_DEVICE: dict[str, dict[str, Any]] = {
+    "head": {},
+    "head-alone": {"shared__targets": ""},
+    "users": {"privacy__scope": "personal", "privacy__user_noise": 4.0, "privacy__round_users": 5},
+    "cohort": COHORT,
+    "subspace": {"personal__kind": "subspace", "personal__targets": "q_proj", "personal__layers": "top:1"},
+    "dpo": {"train__objective": "dpo", "shared__kind": "b_only", "personal__kind": "b_only",
+            "personal__targets": "q_proj", "personal__layers": "top:1", "arms": "dual"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "arm"),
+    [
+        ("head", "dual"),
+        ("head-alone", "dual_dp"),
+        ("users", "dual_dp"),
+        ("cohort", "dual_dp"),
+        ("subspace", "dual"),
+        ("dpo", "dual"),
+    ],
+)
+def test_an_arm_on_another_device_learns_the_same(
+    make: Make, arm: str, changes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds and the personal phase, with the base model on a device that is not the CPU."""
+    form, settings = "pairs" if changes == "dpo" else "mixed", ON_A_DEVICE[changes]
+    (here,) = make(form, "here", **settings)
+    wanted = finish_arm([here], arm, 2)
+    with pretend_device() as device:
+        monkeypatch.setattr(node_trainer, "use_device", lambda name: device)
+        (there,) = make(form, "there", **settings)
+        if (features := here.out / FEATURES_FILE).exists():  # as processes of one run share it
+            there.out.mkdir()
+            shutil.copy(features, there.out)
+        found = finish_arm([there], arm, 2)
+        assert all(isinstance(weight, PretendTensor) for weight in there.cohort.base.model.parameters())
+    _close(found, wanted, 1e-4)
+    ours, theirs = _state(there, arm), _state(here, arm)
+    np.testing.assert_allclose(ours.after, theirs.after, atol=1e-4 * max(1.0, np.abs(theirs.after).max()))
+    assert np.array_equal(ours.fusion, theirs.fusion)
 
 
 # --- Methods and objectives -------------------------------------------------------------

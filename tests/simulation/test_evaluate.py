@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_client import trainer
 from fl_client.store import PersonalState, PersonalStore
 from fl_core.config import RunConfig
 from fl_core.errors import RunError
@@ -19,7 +20,9 @@ from fl_server.rounds import run_arms
 from simulation.evaluate import _most_steps, evaluate
 from simulation.report import write_report
 from simulation.results import Results
+from simulation.scores import base_scorer
 from tests.fake_grid import Clock, FakeGrid
+from tests.pretend_device import pretend_device
 from tests.tiny_runs import NO_RECORDS, UNFEDERATED, USERS, answering_with, nodes_of, tiny_config
 
 ARMS = "shared,local,dual,shared_dp,local_dp,dual_dp"
@@ -131,3 +134,37 @@ def test_an_unfinished_arm_is_refused(
     (store.folder / "node-0000001.npz").unlink()
     with pytest.raises(RunError, match="6 of 12 users have personalised"):
         evaluate(config, folder, tmp_path)
+
+
+@pytest.mark.parametrize("arms", ["dual,shared_dp", "local"])
+def test_another_device_measures_the_same(
+    finished: tuple[RunConfig, Path, Results],
+    tiny_population_folder: Folders,
+    monkeypatch: pytest.MonkeyPatch,
+    arms: str,
+) -> None:
+    config, out, results = finished
+    with pretend_device() as device:
+        monkeypatch.setattr(trainer, "use_device", lambda name: device)
+        again = evaluate(config.model_copy(update={"arms": arms}), tiny_population_folder("mixed"), out)
+    for name in ("base", *arms.split(",")):
+        assert again.evaluated(name).accuracy == results.evaluated(name).accuracy
+        assert again.evaluated(name).values_accuracy == results.evaluated(name).values_accuracy
+
+
+def test_base_log_probabilities_come_from_another_device(
+    tiny_model_folder: Path, tiny_population_folder: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(
+        tiny_model_folder, train__objective="sft", shared__kind="b_only", personal__kind="b_only",
+        personal__targets="q_proj", personal__layers="top:1",
+    )  # fmt: skip
+    found = []
+    for there in (False, True):
+        with pretend_device() as device:
+            if there:
+                monkeypatch.setattr(trainer, "use_device", lambda name, device=device: device)
+            (node,) = nodes_of(config, tiny_population_folder("mixed"), tmp_path, 1)
+            found.append(base_scorer(node).scores)
+    assert np.isfinite(found[0]).any()
+    np.testing.assert_allclose(*found, rtol=1e-5)

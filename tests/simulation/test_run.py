@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-from fl_core.config import RunConfig
+from fl_core.config import DeviceName, RunConfig
 from fl_core.errors import ConfigurationError, RunError
 from fl_core.records import Population
 from fl_server.progress import Progress
@@ -57,6 +58,53 @@ Simulate = Callable[[Scenario], Any]
 @pytest.fixture
 def simulate(federation: Federation, tmp_path: Path) -> Simulate:
     return lambda scenario: run.simulate(scenario, tmp_path / "out", Resources(2), WATCHER)
+
+
+@pytest.mark.parametrize(
+    ("asked", "resources", "wanted"),
+    [
+        ("auto", Resources(2), ("cpu", "cpu")),
+        ("cpu", Resources(2), ("cpu", "cpu")),
+        ("auto", Resources(2, gpus_per_node=0.5, ray_address="head:6379"), ("cuda", "auto")),
+        ("cuda", Resources(2, gpus_per_node=0.5, ray_address="head:6379"), ("cuda", "auto")),
+    ],
+)
+def test_nodes_use_a_gpu_where_they_have_a_share_of_one(
+    asked: DeviceName, resources: Resources, wanted: tuple[str, str]
+) -> None:
+    assert run.devices(asked, resources) == wanted
+
+
+def test_without_a_share_no_process_of_a_run_touches_a_gpu(
+    simulate: Simulate, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    evaluated: list[str] = []
+    evaluation = sys.modules["simulation.evaluate"]
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda config, *_: evaluated.append(config.device) or sample(seconds={})
+    )
+    simulate(read_scenario(None, SMALL))
+    assert [config.device for config in federation.configs] == evaluated == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "share", "said"),
+    [
+        ("cpu", 0.25, "--gpus-per-node 0.25 would be idle"),
+        ("cuda", 0.0, "give --gpus-per-node 1"),
+        ("auto", 1.0, "device='cuda': .*torch"),
+    ],
+)
+def test_devices_that_nobody_has_are_named_before_anything_is_done(
+    asked: str, share: float, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    scenario = read_scenario(None, {**SMALL, "device": asked})
+    with pytest.raises(ConfigurationError, match=said):
+        run.simulate(scenario, tmp_path / "out", Resources(2, gpus_per_node=share), WATCHER)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_leaves_its_report(simulate: Simulate, federation: Federation, tmp_path: Path) -> None:
