@@ -23,6 +23,8 @@ from fl_core.errors import BudgetError, PrivacyError
 from fl_core.features import FeatureMap
 from fl_core.ledger import Ledger, Round, Ticket
 from fl_core.noise import NoiseSource, SimulationNoise, SystemNoise
+from fl_core.participations import ITSELF, OWN_FILE, Participations, run_key
+from fl_core.populations import duet_home
 from fl_core.privacy import Adapter
 from fl_core.records import Split
 from fl_core.shared import (
@@ -64,6 +66,7 @@ class ArmTrainer:
         self.user_clip = config.privacy.user_clip if config.noised_release(arm.name) else None
         self.shared_clip = self.clip if config.noised(arm.name) else None
         self.shared_rate = self.rate if self.private_uploads else 1.0
+        self.participations = self._own_participations()
         self.store = PersonalStore(out / "arms" / arm.name / "personal")
         self.keys = [int(user) for user in cohort.users]
         self.train_examples = cohort.examples(Split.TRAIN)
@@ -81,6 +84,8 @@ class ArmTrainer:
         """
         state = self.load().at_start_of(server_round)  # refuses an older round before it is charged
         senders, online = self.senders(state, server_round), self.cohort.online(server_round)
+        if self.participations is not None and senders.any():
+            self.participations.record([ITSELF], self.arm.name, server_round)
         steps, charges = self.personal_steps_of(server_round), list[Charge]()
         if self.charged:
             charges = round_charges(self.config, self.arm, server_round, senders, online, steps)
@@ -189,6 +194,12 @@ class ArmTrainer:
     def _key(self, server_round: int) -> Round:
         return Round(config_hash(self.config), self.arm.name, server_round)
 
+    def _own_participations(self) -> Participations | None:
+        """A device's count of itself over all runs, where releases are private for users."""
+        if self.user_clip is None or self.config.federation.users_per_node != 1:
+            return None
+        return Participations(duet_home() / OWN_FILE, self.config.privacy, run_key(self.config, self.out))
+
     # What each kind of arm does ------------------------------------------------------------
 
     def personal_steps_of(self, server_round: int) -> int:
@@ -234,9 +245,10 @@ class ArmTrainer:
             return online
         period = -(-config.federation.rounds // config.privacy.participations)
         due = (server_round + self.cohort.users) % period == 0
-        if config.federation.users_per_node == 1:
-            due[:] = True  # a server that samples devices is their schedule
         left = state.shared_steps_before < config.privacy.participations * config.train.local_steps
+        if self.participations is not None:
+            due[:] = True  # a server that samples devices is their schedule
+            left &= ITSELF not in self.participations.exhausted(self.arm.name, server_round)
         return np.asarray(online & due & left, dtype=bool)
 
     def uploaders(self, server_round: int) -> int:

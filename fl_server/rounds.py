@@ -11,7 +11,6 @@ Under ``out``: ``progress.json``, and for each arm ``arms/<arm>/`` with
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from fl_core.atomic import write_bytes, write_json
 from fl_core.config import RunConfig, config_hash
 from fl_core.errors import ConfigurationError, DuetError, RunError
 from fl_core.ledger import Round, Ticket
+from fl_core.participations import PARTICIPATIONS_FILE, Participations, run_key
 from fl_core.populations import duet_home, prepared_population
 from fl_core.wire import (
     COUNT_LIMIT,
@@ -36,7 +36,6 @@ from fl_core.wire import (
     validate_count,
 )
 from fl_server.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from fl_server.participations import Participations
 from fl_server.progress import ProgressFile
 from fl_server.user_ledger import charge_round, release_round, server_ledger
 from strategies.base import FederatedStrategy
@@ -46,9 +45,6 @@ from strategies.select import strategy_for
 
 ATTEMPTS = 3
 """Samples that one round, or one personal phase, may ask before the run ends with an error."""
-
-PARTICIPATIONS_FILE = "participations.sqlite"
-"""Its name in Duet's home."""
 
 PERSONAL_DEADLINES = 10.0
 """The personal phase may last so many times the deadline of a round: it holds up nobody."""
@@ -260,7 +256,7 @@ class Run:
         """The count over all runs of this server, where nodes are users' own devices."""
         if self.config.federation.users_per_node != 1 or not self.config.noised_release(arm):
             return None
-        run = hashlib.sha256(f"{self.out.resolve()} {config_hash(self.config)}".encode()).hexdigest()[:16]
+        run = run_key(self.config, self.out)
         return Participations(duet_home() / PARTICIPATIONS_FILE, self.config.privacy, run)
 
     def _save(self, arm: str, strategy: FederatedStrategy, server_round: int, arrays: Arrays) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fl_client.trainer import NodeTrainer
 from fl_core.errors import ConfigurationError
 from fl_core.shared import Arm, initial_shared, planned_steps
-from fl_core.wire import Arrays, norm
+from fl_core.wire import Arrays, Phase, norm
 from tests.tiny_runs import UNFEDERATED, USERS, nodes_of, sum_of, tiny_config
 
 Folders = Callable[[str], Path]
@@ -78,13 +78,21 @@ def test_a_user_sends_in_no_more_rounds_than_declared(make: Make, changes: dict[
     assert planned_steps(node.config, Arm.named("dual_dp"))[0] == most * node.config.train.local_steps
 
 
-def test_a_device_counts_its_own_participations(make: Make) -> None:
-    """A server that asks again and again gets no more than it was declared to get."""
+def test_a_device_counts_its_own_participations(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that asks again, in this run or the next, gets no more than it was declared to get."""
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
     devices = {"federation__users_per_node": 1, "privacy__noise": "system"}
-    nodes = make(count=USERS, federation__rounds=9, privacy__participations=2, **devices)
-    shared = initial_shared(nodes[0].config, "shared_dp")
-    sent = [nodes[0].train("shared_dp", server_round, shared)[1] for server_round in range(1, 6)]
-    assert sent == [1, 1, 0, 0, 0]
+    settings = {"count": USERS, "federation__rounds": 9, "privacy__participations": 3, **devices}
+    device, *_ = make(**settings)
+    shared = initial_shared(device.config, "shared_dp")
+    sent = [device.train("shared_dp", server_round, shared)[1] for server_round in (1, 2, 2)]
+    assert sent == [1, 1, 1], "a round that is asked for again is one participation"
+    assert device.users_in("shared_dp", Phase.TRAIN, 2) == 1
+    later, *_ = make("later", **settings)
+    sent = [later.train("shared_dp", server_round, shared)[1] for server_round in (1, 2, 3)]
+    assert sent == [1, 0, 0]
 
 
 def test_layers_of_the_trunk_are_refused_where_no_user_s_update_is_known_alone(make: Make) -> None:

@@ -1,14 +1,14 @@
-"""How often each device has sent in, over all runs of this server: no more than was declared.
+"""How often each device has sent in, over all runs: no more than was declared.
 
-A device's uploads are covered by ``strategies.user_level`` for at most
-``privacy.participations`` rounds of ``privacy.window_days`` days and
-``privacy.lifetime_participations`` in all.  Devices count for themselves; this is the server's own
-count, in one SQLite file.  A participation is written, and is on the disk, before the upload goes
-into a sum.  Deleting nothing, it also knows devices that have gone.
+A device's uploads are covered by user-level privacy for at most ``privacy.participations`` rounds
+of ``privacy.window_days`` days and ``privacy.lifetime_participations`` in all.  The server counts all
+its devices, and each device itself, in a SQLite file of their own.  A participation is written, and is
+on the disk, before the upload leaves the device, and before the server adds it to a sum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,19 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_core.config import PrivacyConfig
+from fl_core.config import PrivacyConfig, RunConfig, config_hash
 from fl_core.errors import RunError
 
 DAY_SECONDS = 86_400.0
 LOCK_SECONDS = 60.0
 """How long one process waits for another that writes."""
+
+PARTICIPATIONS_FILE = "participations.sqlite"
+"""Its name, in Duet's home for a server."""
+OWN_FILE = "own-participations.sqlite"
+"""Its name in Duet's home for a device's count of itself."""
+ITSELF = 0
+"""The device in its own count."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS participation (
@@ -47,13 +54,17 @@ class Participations:
     run: str
     clock: Callable[[], float] = time.time
 
-    def exhausted(self) -> frozenset[int]:
-        """Devices that may send no more now."""
+    def exhausted(self, arm: str = "", server_round: int = 0) -> frozenset[int]:
+        """Devices that may send no more now; a participation in this very round does not count."""
         since = self.clock() - DAY_SECONDS * self.privacy.window_days
-        query = "SELECT node FROM participation GROUP BY node HAVING COUNT(*) >= ? OR SUM(seconds > ?) >= ?"
+        query = (
+            "SELECT node FROM participation WHERE NOT (run = ? AND arm = ? AND round = ?) "
+            "GROUP BY node HAVING COUNT(*) >= ? OR SUM(seconds > ?) >= ?"
+        )
         limits = (self.privacy.lifetime_participations, since, self.privacy.participations)
         with self._open() as connection:
-            return frozenset(int(node) for (node,) in connection.execute(query, limits))
+            rows = connection.execute(query, (self.run, arm, server_round, *limits))
+            return frozenset(int(node) for (node,) in rows)
 
     def record(self, nodes: Sequence[int], arm: str, server_round: int) -> None:
         """Count one participation of each device; a round that is tried again counts once."""
@@ -76,3 +87,8 @@ class Participations:
                 f"participations {str(self.path)!r}: cannot be used ({error}); without this count no device "
                 "may be asked: restore the file from its backup"
             ) from error
+
+
+def run_key(config: RunConfig, out: Path) -> str:
+    """16 hex digits that tell runs apart: the same run, resumed, has the same."""
+    return hashlib.sha256(f"{out.resolve()} {config_hash(config)}".encode()).hexdigest()[:16]

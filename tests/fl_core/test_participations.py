@@ -12,7 +12,7 @@ import pytest
 
 from fl_core.config import PrivacyConfig
 from fl_core.errors import RunError
-from fl_server.participations import DAY_SECONDS, Participations
+from fl_core.participations import DAY_SECONDS, Participations
 
 NODE, OTHER = 2**63 + 11, 7
 
@@ -49,6 +49,15 @@ def test_another_run_and_another_arm_count_too_and_a_repeated_round_does_not(tmp
     assert _count(path).exhausted() == {NODE}
 
 
+def test_a_round_that_is_tried_again_is_not_refused_by_its_own_count(tmp_path: Path) -> None:
+    count = _count(tmp_path / "p.sqlite")
+    for server_round in (1, 2, 3):
+        count.record([NODE], "dual_dp", server_round)
+    assert count.exhausted("dual_dp", 3) == frozenset()
+    assert count.exhausted("dual_dp", 4) == count.exhausted("shared_dp", 3) == {NODE}
+    assert _count(tmp_path / "p.sqlite", run="b").exhausted("dual_dp", 3) == {NODE}
+
+
 def test_a_window_passes_and_a_lifetime_does_not(tmp_path: Path) -> None:
     clock = _Clock()
     count = _count(tmp_path / "p.sqlite", clock=clock)
@@ -68,7 +77,7 @@ def test_what_was_recorded_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "p.sqlite"
     code = (
         "import os, signal; from pathlib import Path; from fl_core.config import PrivacyConfig; "
-        "from fl_server.participations import Participations; "
+        "from fl_core.participations import Participations; "
         f"count = Participations(Path({str(path)!r}), PrivacyConfig(), 'a'); "
         "[count.record([5], 'dual_dp', r) for r in range(6)]; os.kill(os.getpid(), signal.SIGKILL)"
     )
