@@ -51,6 +51,8 @@ from simulation.canaries import (
     head_config,
     joined,
     norm_error,
+    release_noise,
+    release_observed,
     with_epsilon,
 )
 
@@ -192,6 +194,11 @@ def audit(
             found[f"{path.name}, epsilon {target:g}"] = path
         watch(f"canaries through the cohort engine at epsilon {target:g}")
         found[f"cohort engine, epsilon {target:g}"] = audit_cohort(at, base, canaries)
+    if config.privacy.user_noise:
+        watch("canary users through the server's sum")
+        for z in (release_noise(config, claim), config.privacy.user_noise):
+            path = audit_release(config, z, canaries)
+            found[f"release to the public, epsilon {path.claimed:.3g}"] = path
     attacked = attacks(config, base, claim, watch) if with_attacks else None
     return Audit(found, config.privacy.delta, config.seed, attacked)
 
@@ -222,6 +229,12 @@ def audit_cohort(config: RunConfig, base: BaseModel, canaries: int, users: int =
     observed = cohort_observed(config, setup, coins(config.seed + 1, users, each))
     alone = {"gradient depends on the batch": norm_error(setup)}
     return path_audit("cohort engine", observed, config.privacy.delta, alone)
+
+
+def audit_release(config: RunConfig, z: float, canaries: int, runs: int = USERS) -> PathAudit:
+    """The path ``release``: users, and what the server's noised sums tell everybody of them."""
+    included = coins(config.seed + 2, runs, max(1, canaries // runs))
+    return path_audit("release", release_observed(config, z, included), config.privacy.user_delta)
 
 
 def path_audit(
@@ -279,6 +292,7 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 def _event_json(event: DpEvent) -> dict[str, Any]:
     return {
+        "unit": event.unit,
         "sampling_rate": event.sampling_rate,
         "noise_multiplier": event.noise_multiplier,
         "steps": event.steps,

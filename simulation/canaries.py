@@ -2,8 +2,9 @@
 
 Several users, each with records of his own whose clipped gradients are orthogonal (or nearly so) and
 known, each included by a fair coin.  They are trained by the parts that a device runs: ``HeadArm.train``
-for the head paths, ``train_cohort`` on a ``CohortEngine`` for adapters in the trunk.  All settings
-that the guarantee rests on (q, clip, sigma and how it was derived, steps, L) are the run's.
+for the head paths, ``train_cohort`` on a ``CohortEngine`` for adapters in the trunk.  Where releases are
+private for users, canary users send through the server's own sum (``strategies.aggregation.round_mean``).
+All settings that the guarantee rests on (q, clip, sigma and how it was derived, steps, L) are the run's.
 
 The adversary is the strongest that the guarantee speaks of.  *shared*: he is the server, sees each
 user's every upload, and sends the same adapter in every round.  *personal*: he sees a user's stored
@@ -38,12 +39,14 @@ from fl_core.features import FeatureMap
 from fl_core.frozen_features import FrozenFeatures
 from fl_core.noise import NoiseSource, SimulationNoise
 from fl_core.prefix_store import PrefixStore
-from fl_core.privacy import DpEvent
+from fl_core.privacy import DpEvent, gaussian_epsilon, participations
 from fl_core.records import NO_TEXT, Population, Records, Split, Text, User
 from fl_core.shared import Arm, Arrays, arm_sigmas, from_arrays, planned_steps, to_arrays
 from fl_core.trunk import Tokens, Trunk
+from strategies.aggregation import round_mean
+from strategies.user_level import server_noise
 
-ARM = "dual_dp"
+ARM, RELEASED_ARM = "dual_dp", "shared_dp"
 BEYOND = 20.0
 """A head canary's gradient is this many times the clip, so that a clip that is missing shows."""
 MOST_MARGIN = 0.1
@@ -220,6 +223,57 @@ class HeadUsers:
 def joined(paths: dict[str, Observed]) -> Floats:
     """[U, n] evidence of an adversary who sees the shared and the personal path."""
     return paths["shared"].evidence() + paths["personal"].evidence()
+
+
+# The release's path: canary users ----------------------------------------------------------
+
+
+def release_noise(config: RunConfig, target: float) -> float:
+    """z with which a user's participations in a run cost ``target`` at ``privacy.user_delta``."""
+    privacy, low, high = config.privacy, 1e-3, 1e6
+    while high > low * (1 + 1e-6):
+        z = math.sqrt(low * high)
+        cost = gaussian_epsilon(math.sqrt(release_rounds(config)) / z, privacy.user_delta)
+        low, high = (z, high) if cost > target else (low, z)
+    return high
+
+
+def release_rounds(config: RunConfig) -> int:
+    """How many rounds of a run one user takes part in at most."""
+    return min(config.privacy.participations, config.federation.rounds)
+
+
+def release_observed(config: RunConfig, z: float, included: Mask) -> Observed:
+    """What the public sees of users whose uploads are known: the server's noised sums.
+
+    U runs of n canary users each, who send far more than the clip in each of their rounds.  Unit:
+    one user.  Scores and contributions as for records.
+    """
+    privacy = config.privacy.model_copy(update={"user_noise": z, "round_users": included.shape[1]})
+    config, rounds = config.model_copy(update={"privacy": privacy}), release_rounds(config)
+    event = participations(z, rounds, privacy.user_clip)
+    scores, contributions = (_release_scores(config, rounds, included, silent) for silent in (False, True))
+    return Observed(event, included, scores, contributions, np.ones(included.shape))
+
+
+def _release_scores(config: RunConfig, rounds: int, included: Mask, silent: bool) -> Floats:
+    """[T, U, n] the sum of each round in each canary user's direction, over the clip."""
+    runs, each = included.shape
+    privacy, scores = config.privacy, np.zeros((rounds, runs, each))
+    for run in range(runs):
+        source = server_noise(privacy, config.seed * runs + run)
+        noise = Silent(config.seed) if silent else source
+        generator = torch.Generator().manual_seed(run)
+        directions = torch.linalg.qr(torch.randn(each, each, generator=generator)).Q.numpy()
+        uploads = [
+            ({"head.common": BEYOND * privacy.user_clip * directions[user]}, 1)
+            for user in np.flatnonzero(included[run])
+        ]
+        for server_round in range(rounds):
+            mean, _ = round_mean(config, RELEASED_ARM, uploads, noise, server_round + 1)
+            total = mean["head.common"] * privacy.round_users
+            scores[server_round, run] = directions @ total / privacy.user_clip
+    return scores
 
 
 # The cohort engine's path ----------------------------------------------------------------
