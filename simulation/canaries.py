@@ -119,7 +119,12 @@ def head_config(config: RunConfig, canaries: int, users: int) -> RunConfig:
         "personal": own,
         "train": config.train.model_copy(update=train),
         "privacy": config.privacy.model_copy(
-            update={"trunk": False, "scope": "both", "head_width": max(canaries, config.privacy.head_width)}
+            update={
+                "trunk": False,
+                "scope": "both",
+                "user_noise": 0.0,  # a path of its own
+                "head_width": max(canaries, config.privacy.head_width),
+            }
         ),
     }
     made = config.model_copy(update=changes)

@@ -139,7 +139,16 @@ def audit(
     ] = 1.0,
     canaries: Annotated[int, typer.Option(min=1, help="Canary records on each path.")] = 1024,
     seed: Seed = None,
-    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.png.")] = Path("runs/audit"),
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run: audit its settings, and put the result beside its private releases."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for audit.json and audit.png; default: runs/audit, or audit in the run's."),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
     attacks: Annotated[
         bool,
@@ -153,10 +162,21 @@ def audit(
     against the claim.  SCENARIO is a TOML file of settings, as for simulate.  It can refute a claim and
     cannot prove one.
     """
-    from simulation import terminal_audit
+    from simulation import released, terminal_audit
 
-    asked = _scenario(scenario, None, None, None, seed, set_, {})
-    if not terminal_audit.run(asked.config, epsilon, canaries, out, json_, attacks):
+    if run is not None and (scenario or set_):
+        raise typer.BadParameter("--run takes the settings of the run; leave SCENARIO and --set out")
+    if run is not None:
+        released.private_releases(run)  # refuses a folder without one before a minute is spent
+    config = released.run_config(run) if run else _scenario(scenario, None, None, None, seed, set_, {}).config
+    if run is not None and seed is not None:
+        config = config.model_copy(update={"seed": seed})
+    folder = out or (run / "audit" if run else Path("runs/audit"))
+    found = terminal_audit.run(config, epsilon, canaries, folder, json_, attacks)
+    if run is not None:
+        files = released.attach(found, run)
+        typer.echo(f"beside each private release: {', '.join(map(str, files))}", err=True)
+    if not found.passed:
         raise typer.Exit(1)
 
 

@@ -17,8 +17,10 @@ from simulation.attacks import Attacks
 from simulation.audit import AUDIT_FILE, PICTURE_FILE, Audit, audit
 
 
-def run(config: RunConfig, claim: float, canaries: int, out: Path, as_json: bool, with_attacks: bool) -> bool:
-    """Audit, write the files into ``out`` and show the result; returns whether no fault was found.
+def run(
+    config: RunConfig, claim: float, canaries: int, out: Path, as_json: bool, with_attacks: bool
+) -> Audit:
+    """Audit, write the files into ``out``, show the result and return it.
 
     With ``as_json`` standard output holds one JSON object and nothing else.
     """
@@ -33,7 +35,7 @@ def run(config: RunConfig, claim: float, canaries: int, out: Path, as_json: bool
     else:
         show(found, Console())
         print(f"{out / AUDIT_FILE}, {out / PICTURE_FILE}")
-    return found.passed
+    return found
 
 
 def show(found: Audit, console: Console) -> None:

@@ -1,0 +1,64 @@
+"""A release carries its audit: what ``duet audit --run`` found, beside each private adapter of a run.
+
+``arms/<arm>/audit.json`` names the adapter's file by its digest, so that the audit of another one is
+not taken for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fl_core.atomic import write_json
+from fl_core.config import RunConfig
+from fl_core.errors import DataError
+from simulation.audit import AUDIT_FILE, Audit
+
+RELEASE_FILE = "shared.safetensors"
+
+
+def run_config(out: Path) -> RunConfig:
+    """The settings of the run in ``out``; raises ``DataError`` where there is none."""
+    try:
+        stored = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        return RunConfig.from_flat(stored["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{str(out)!r}: is no run's folder ({error}); give --out of a duet simulate"
+        ) from error
+
+
+def private_releases(out: Path) -> dict[str, Path]:
+    """Each private arm's released adapter in the run's folder ``out``.
+
+    Raises ``DataError`` where there is none.
+    """
+    found = {path.parent.name: path for path in sorted((out / "arms").glob(f"*_dp/{RELEASE_FILE}"))}
+    if not found:
+        raise DataError(f"{str(out)!r}: no private arm has released an adapter; there is nothing to audit")
+    return found
+
+
+def attach(audit: Audit, out: Path) -> list[Path]:
+    """Write ``audit`` beside each private release of the run in ``out``; returns the files."""
+    found, written = audit.to_json(), []
+    for arm, path in private_releases(out).items():
+        target = path.with_name(AUDIT_FILE)
+        write_json(target, {"arm": arm, "sha256": _digest(path), **found})
+        written.append(target)
+    return written
+
+
+def audit_of(release: Path) -> dict[str, Any] | None:
+    """The audit that the released adapter ``release`` carries; None where it has none of its own."""
+    try:
+        found: dict[str, Any] = json.loads(release.with_name(AUDIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found.get("sha256") == _digest(release) else None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
