@@ -101,7 +101,8 @@ def _device(config: RunConfig, arm: str, shared_steps: int, personal_steps: int)
     note = ""
     if named.kind != "local" and not through:
         note = "through the personal adapter alone; the shared one is as without differential privacy"
-    ever = max(privacy.epsilon, spent)
+    later = _release(config, arm, privacy.lifetime_participations * config.train.local_steps)
+    ever = max(privacy.epsilon, spent, epsilon([*later, own], privacy.delta))
     return Guarantee("device", "both adapters", "record", privacy.delta, spent, ever, note)
 
 

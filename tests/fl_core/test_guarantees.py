@@ -57,6 +57,7 @@ def test_the_server_s_noise_protects_users_from_the_public() -> None:
     assert views["server"].epsilon == math.inf
     bare = _views("dual_dp", privacy__scope="personal")[1]["device"]
     assert views["device"].epsilon > bare.epsilon, "a record also acts through the shared adapter"
+    assert views["device"].lifetime > views["device"].epsilon, "and in every later window again"
 
 
 def test_a_record_acts_on_a_release_by_its_own_clip_or_twice_its_user_s() -> None:
