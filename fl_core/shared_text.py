@@ -291,13 +291,22 @@ class _BlockPass:
         return torch.cat(parts, dim=1)
 
     def _feature_sizes(self) -> Tensor:
-        """[E] |phi(chosen) - phi(rejected)|^2, or |phi(chosen)|^2 of votes."""
-        sizes = []
-        for start in range(0, len(self.chosen), NORM_ROWS):
-            rows = slice(start, start + NORM_ROWS)
-            other = self.phi[self.rejected[rows].clamp_min(0)] * self.pair[rows, None]
-            sizes.append((self.phi[self.chosen[rows]] - other).square().sum(1))
-        return torch.cat(sizes)
+        """[E] |phi(chosen) - phi(rejected)|^2, or |phi(chosen)|^2 of votes.
+
+        In two buffers that are used again: new ones for each part made a process's memory grow.
+        """
+        count = len(self.chosen)
+        sizes, most = self.phi.new_empty(count), min(NORM_ROWS, count)
+        own, other = self.phi.new_empty(2, most, self.phi.shape[1])
+        for start in range(0, count, NORM_ROWS):
+            rows = slice(start, min(start + NORM_ROWS, count))
+            width = rows.stop - start
+            torch.index_select(self.phi, 0, self.chosen[rows], out=own[:width])
+            torch.index_select(self.phi, 0, self.rejected[rows].clamp_min(0), out=other[:width])
+            other[:width] *= self.pair[rows, None]
+            own[:width] -= other[:width]
+            sizes[rows] = own[:width].square_().sum(1)
+        return sizes
 
     def norms(self) -> Tensor:
         """[E] norms of g_i over all shared numbers: trunk, head and bias."""
