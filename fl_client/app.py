@@ -136,9 +136,18 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
 
 
 def _refuse_simulated_noise(context: Context, config: RunConfig, arm: str) -> None:
-    """A device is no simulated node: noise that others can repeat would protect nobody there."""
-    simulated = "partition-id" in context.node_config
-    if not simulated and arm.endswith("_dp") and config.privacy.noise != "system":
+    """A device, which has no partition, is no simulated node: there noise must protect its user.
+
+    Noise that others can repeat would not, nor a server that takes it for a node of many users.
+    """
+    if "partition-id" in context.node_config:
+        return
+    if config.noised_release(arm) and config.federation.users_per_node != 1:
+        raise ConfigurationError(
+            f"federation.users-per-node={config.federation.users_per_node}: must be 1 for devices whose "
+            "releases are private for users; else nobody counts participations or clips one user's upload"
+        )
+    if arm.endswith("_dp") and config.privacy.noise != "system":
         raise ConfigurationError(
             f"privacy.noise={config.privacy.noise!r}: must be 'system' on a device; its user's data would "
             "have no protection from whoever knows the seed"

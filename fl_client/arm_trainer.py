@@ -14,16 +14,16 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from fl_client.charges import Users, final_charges, node_ledger, round_charges
+from fl_client.charges import Users, final_charges, ledger_run, node_ledger, round_charges
 from fl_client.cohort import Cohort
 from fl_client.store import PersonalState, PersonalStore
 from fl_core import fusion
-from fl_core.config import RunConfig, config_hash
+from fl_core.config import RunConfig
 from fl_core.errors import BudgetError, PrivacyError
 from fl_core.features import FeatureMap
 from fl_core.ledger import Ledger, Round, Ticket
 from fl_core.noise import NoiseSource, SimulationNoise, SystemNoise
-from fl_core.participations import ITSELF, OWN_FILE, Participations, run_key
+from fl_core.participations import OWN_FILE, Participations, run_key
 from fl_core.populations import duet_home
 from fl_core.privacy import Adapter
 from fl_core.records import Split
@@ -66,9 +66,9 @@ class ArmTrainer:
         self.user_clip = config.privacy.user_clip if config.noised_release(arm.name) else None
         self.shared_clip = self.clip if config.noised(arm.name) else None
         self.shared_rate = self.rate if self.private_uploads else 1.0
-        self.participations = self._own_participations()
         self.store = PersonalStore(out / "arms" / arm.name / "personal")
         self.keys = [int(user) for user in cohort.users]
+        self.participations = self._own_participations()
         self.train_examples = cohort.examples(Split.TRAIN)
         self.prior = self.adapter.initial_personal().numpy()
         self.agrees = False
@@ -85,7 +85,7 @@ class ArmTrainer:
         state = self.load().at_start_of(server_round)  # refuses an older round before it is charged
         senders, online = self.senders(state, server_round), self.cohort.online(server_round)
         if self.participations is not None and senders.any():
-            self.participations.record([ITSELF], self.arm.name, server_round)
+            self.participations.record(self.keys, self.arm.name, server_round)
         steps, charges = self.personal_steps_of(server_round), list[Charge]()
         if self.charged:
             charges = round_charges(self.config, self.arm, server_round, senders, online, steps)
@@ -192,11 +192,11 @@ class ArmTrainer:
         return node_ledger(self.config, self.out, self.cohort.users, self.arm.name)
 
     def _key(self, server_round: int) -> Round:
-        return Round(config_hash(self.config), self.arm.name, server_round)
+        return Round(ledger_run(self.config, self.out), self.arm.name, server_round)
 
     def _own_participations(self) -> Participations | None:
         """A device's count of itself over all runs, where releases are private for users."""
-        if self.user_clip is None or self.config.federation.users_per_node != 1:
+        if self.user_clip is None or self.config.federation.users_per_node != 1 or not self.keys:
             return None
         return Participations(duet_home() / OWN_FILE, self.config.privacy, run_key(self.config, self.out))
 
@@ -248,7 +248,7 @@ class ArmTrainer:
         left = state.shared_steps_before < config.privacy.participations * config.train.local_steps
         if self.participations is not None:
             due[:] = True  # a server that samples devices is their schedule
-            left &= ITSELF not in self.participations.exhausted(self.arm.name, server_round)
+            left &= self.keys[0] not in self.participations.exhausted(self.arm.name, server_round)
         return np.asarray(online & due & left, dtype=bool)
 
     def uploaders(self, server_round: int) -> int:

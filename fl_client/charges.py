@@ -19,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_core.config import RunConfig
+from fl_core.config import RunConfig, config_hash
 from fl_core.ledger import FOLDER, Ledger
+from fl_core.participations import run_key
+from fl_core.populations import duet_home
 from fl_core.privacy import Adapter, DpEvent, fusion_choice
 from fl_core.shared import Arm, arm_sigmas, planned_steps, text_shards
 from fl_core.spending import ALL, Bools, Budget, Charge, Ints
@@ -29,16 +31,25 @@ Users = Mapping[Adapter, Bools]
 """Who takes part, by what is trained."""
 
 
-def ledger_path(out: Path, users: Ints) -> Path:
-    """The ledger of the node that hosts ``users``, of which there is at least one."""
-    return out / FOLDER / f"node-{int(users[0]):07d}.sqlite"
+def ledger_path(config: RunConfig, out: Path, users: Ints) -> Path:
+    """The ledger of the node that hosts ``users``, of which there is at least one.
+
+    A device has one for all runs, in Duet's home; a simulated node one a run, in its folder.
+    """
+    home = duet_home() if config.federation.users_per_node == 1 else out
+    return home / FOLDER / f"node-{int(users[0]):07d}.sqlite"
+
+
+def ledger_run(config: RunConfig, out: Path) -> str:
+    """The name of a run in its ledger: a resumed run has the same."""
+    return run_key(config, out) if config.federation.users_per_node == 1 else config_hash(config)
 
 
 def node_ledger(config: RunConfig, out: Path, users: Ints, arm: str) -> Ledger:
     """The node's ledger for ``arm``, with a budget for each private arm: arms are worlds of their own."""
     arms = [Arm.named(name) for name in sorted({arm, *config.arm_names})]
     budgets = [arm_budget(config, arm) for arm in arms if arm.private]
-    return Ledger(ledger_path(out, users), users, budgets)
+    return Ledger(ledger_path(config, out, users), users, budgets)
 
 
 def arm_budget(config: RunConfig, arm: Arm) -> Budget:

@@ -129,6 +129,7 @@ class PrivacyConfig(BaseModel):
     window_days: int = Field(default=90, ge=1)
     round_users: int = Field(default=0, ge=0)
     noise: Literal["simulation", "system"] = "simulation"
+    record_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _a_lifetime_holds_a_window(self) -> PrivacyConfig:
@@ -138,8 +139,6 @@ class PrivacyConfig(BaseModel):
                 f"privacy.participations={self.participations}; raise the former or lower the latter"
             )
         return self
-
-    record_steps: int = Field(default=0, ge=0)
 
 
 class TrainConfig(BaseModel):

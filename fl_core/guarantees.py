@@ -14,7 +14,7 @@ from typing import Any
 
 from fl_core.config import RunConfig
 from fl_core.privacy import RELATIONS, DpEvent, Unit, epsilon, gaussian_epsilon
-from fl_core.shared import Arm, arm_sigmas
+from fl_core.shared import Arm, arm_sigmas, planned_steps
 
 Events = Sequence[DpEvent]
 
@@ -58,19 +58,20 @@ def guarantees(config: RunConfig, arm: str, shared_steps: int, personal_steps: i
     on_device = _device(config, arm, shared_steps, personal_steps)
     if Arm.named(arm).kind == "local":
         return (on_device,)
-    return _server(config, arm, shared_steps), _public(config, arm, shared_steps), on_device
+    steps = shared_steps, personal_steps
+    return _server(config, arm, *steps), _public(config, arm, *steps), on_device
 
 
-def _server(config: RunConfig, arm: str, shared_steps: int) -> Guarantee:
+def _server(config: RunConfig, arm: str, shared_steps: int, personal_steps: int) -> Guarantee:
     privacy, sees = config.privacy, "each user's uploads"
     if not config.noised_uploads(arm):
         note = "none: uploads carry no noise of their own, so the server is trusted with them"
         return Guarantee("server", sees, "record", privacy.delta, math.inf, math.inf, note)
-    spent = epsilon(_uploads(config, arm, shared_steps), privacy.delta)
+    spent = epsilon(_through_uploads(config, arm, shared_steps, personal_steps), privacy.delta)
     return Guarantee("server", sees, "record", privacy.delta, spent, privacy.epsilon)
 
 
-def _public(config: RunConfig, arm: str, shared_steps: int) -> Guarantee:
+def _public(config: RunConfig, arm: str, shared_steps: int, personal_steps: int) -> Guarantee:
     privacy, sees = config.privacy, "released shared adapters"
     if config.noised_release(arm):
         taken = shared_steps / config.train.local_steps
@@ -82,7 +83,7 @@ def _public(config: RunConfig, arm: str, shared_steps: int) -> Guarantee:
         note += f", {privacy.lifetime_participations} in all"
         return Guarantee("public", sees, "user", privacy.user_delta, window, max(window, ever), note)
     if config.noised_uploads(arm):
-        spent = epsilon(_uploads(config, arm, shared_steps), privacy.delta)
+        spent = epsilon(_through_uploads(config, arm, shared_steps, personal_steps), privacy.delta)
         note = "made of noised uploads alone"
         return Guarantee("public", sees, "record", privacy.delta, spent, privacy.epsilon, note)
     note = "none: neither uploads nor their sum carry noise"
@@ -92,9 +93,7 @@ def _public(config: RunConfig, arm: str, shared_steps: int) -> Guarantee:
 def _device(config: RunConfig, arm: str, shared_steps: int, personal_steps: int) -> Guarantee:
     """Both adapters jointly.  A record trains or is held back for fusion, never both: the larger counts."""
     named, privacy = Arm.named(arm), config.privacy
-    own = DpEvent(
-        privacy.sampling_rate, arm_sigmas(config, named).personal, personal_steps, privacy.clip, "personal"
-    )
+    own = _own(config, arm, personal_steps)
     through = _uploads(config, arm, shared_steps) or _release(config, arm, shared_steps)
     fusion = privacy.fusion_epsilon if named.kind != "shared" else 0.0
     spent = max(epsilon([*through, own], privacy.delta), fusion)
@@ -102,7 +101,8 @@ def _device(config: RunConfig, arm: str, shared_steps: int, personal_steps: int)
     if named.kind != "local" and not through:
         note = "through the personal adapter alone; the shared one is as without differential privacy"
     later = _release(config, arm, privacy.lifetime_participations * config.train.local_steps)
-    ever = max(privacy.epsilon, spent, epsilon([*later, own], privacy.delta))
+    planned = _own(config, arm, max(personal_steps, planned_steps(config, named)[1]))
+    ever = max(privacy.epsilon, spent, epsilon([*later, planned], privacy.delta))
     return Guarantee("device", "both adapters", "record", privacy.delta, spent, ever, note)
 
 
@@ -112,6 +112,18 @@ def _uploads(config: RunConfig, arm: str, steps: int) -> Events:
         return ()
     privacy, sigma = config.privacy, arm_sigmas(config, Arm.named(arm)).shared
     return (DpEvent(privacy.sampling_rate, sigma, steps, privacy.clip, "shared"),)
+
+
+def _own(config: RunConfig, arm: str, steps: int) -> DpEvent:
+    """What a record did through its user's own numbers."""
+    privacy, sigma = config.privacy, arm_sigmas(config, Arm.named(arm)).personal
+    return DpEvent(privacy.sampling_rate, sigma, steps, privacy.clip, "personal")
+
+
+def _through_uploads(config: RunConfig, arm: str, shared_steps: int, personal_steps: int) -> Events:
+    """What uploads show of a record: they are made with its user's own numbers, as the rounds left them."""
+    in_rounds = max(0, personal_steps - config.train.final_steps)
+    return (*_uploads(config, arm, shared_steps), _own(config, arm, in_rounds))
 
 
 def _release(config: RunConfig, arm: str, steps: int) -> Events:

@@ -27,8 +27,6 @@ PARTICIPATIONS_FILE = "participations.sqlite"
 """Its name, in Duet's home for a server."""
 OWN_FILE = "own-participations.sqlite"
 """Its name in Duet's home for a device's count of itself."""
-ITSELF = 0
-"""The device in its own count."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS participation (

@@ -1,7 +1,8 @@
 """Differential privacy: what was done, and what it costs.
 
 Contract.  Unit: one *record* of one user (a vote, or a pair with both of its texts), or one
-*user* with all his records.  Neighbouring relation: add or remove one such unit.  Mechanisms:
+*user* with all his records.  Neighbouring relation: add or remove one record; leave out all that
+one user sends, while who is enrolled and who is asked stay as they are (zero-out).  Mechanisms:
 
 - record: the Poisson-subsampled Gaussian (Abadi et al. 2016).  In each step every record is
   taken independently with probability q, its gradient is clipped to norm C, and N(0, sigma^2 C^2)
@@ -43,7 +44,7 @@ Mechanism = tuple[float, float, int]
 
 RELATIONS: Mapping[str, str] = {
     "record": "add or remove one record",
-    "user": "add or remove one user",
+    "user": "leave out one user's uploads",
 }
 """The one relation that each unit is accounted under; under replace-one the same steps cost more."""
 

@@ -164,7 +164,7 @@ def took_part(entries: Sequence[Entry], units: Units) -> Bools:
     result = np.zeros((len(units.user), len(entries)), dtype=bool, order="F")
     limited = any(entry.charge.most_steps for entry in entries)
     newer = bool(units.since.any())
-    so_far: dict[str, Ints] = {}
+    so_far: dict[tuple[str, str], Ints] = {}  # arms are worlds of their own
     for column, entry in enumerate(entries):
         charge, event = entry.charge, entry.event
         due = charge.users[units.user]
@@ -175,11 +175,11 @@ def took_part(entries: Sequence[Entry], units: Units) -> Bools:
         if limited:
             adapters = ("shared", "personal") if event.adapter == "both" else (event.adapter,)
             for adapter in adapters:
-                had = so_far.setdefault(adapter, np.zeros(len(units.user), dtype=np.int64))
+                had = so_far.setdefault((entry.arm, adapter), np.zeros(len(units.user), dtype=np.int64))
                 if charge.most_steps:
                     due &= had + event.steps <= charge.most_steps
             for adapter in adapters:
-                so_far[adapter] = so_far[adapter] + due * event.steps
+                so_far[entry.arm, adapter] += due * event.steps
         result[:, column] = due
     return result
 
@@ -208,9 +208,7 @@ def spendings(
     taken = took_part(entries, units)
     groups = []
     for held_back in (False, True):
-        columns = [
-            i for i, entry in enumerate(entries) if _seen(entry, view, held_back) and entry.charged_at > after
-        ]
+        columns = [i for i in _seen(entries, view, held_back) if entries[i].charged_at > after]
         groups.append(spending([entries[i] for i in columns], taken[:, columns]))
     return groups[0], groups[1]
 
@@ -264,14 +262,11 @@ def _fits(budget: Budget, entries: Sequence[Entry], taken: Bools, now: float) ->
     following = entries[-1]
     held_back = following.event.adapter == "fusion"
     everyone = np.ones(len(taken), dtype=bool)
-    if not _seen(following, budget.view, held_back) or budget.arm not in ("", following.arm):
+    seen = _seen(entries, budget.view, held_back)
+    if len(entries) - 1 not in seen or budget.arm not in ("", following.arm):
         return everyone
     since = now - budget.days * SECONDS_A_DAY if budget.days else -np.inf
-    columns = [
-        i
-        for i, entry in enumerate(entries)
-        if _seen(entry, budget.view, held_back) and budget.arm in ("", entry.arm) and entry.charged_at > since
-    ]
+    columns = [i for i in seen if budget.arm in ("", entries[i].arm) and entries[i].charged_at > since]
     made = spending([entries[i] for i in columns], taken[:, columns])
     fits = made.within(budget.plan)
     beyond = np.flatnonzero(~fits)
@@ -280,8 +275,27 @@ def _fits(budget: Budget, entries: Sequence[Entry], taken: Bools, now: float) ->
     return fits
 
 
-def _seen(entry: Entry, view: View, held_back: bool) -> bool:
-    return bool(in_view([entry.event], view)) and (entry.event.adapter == "fusion") == held_back
+def _seen(entries: Sequence[Entry], view: View, held_back: bool) -> list[int]:
+    """Which of ``entries`` a view shows something of, of records that train or are held back.
+
+    An upload is made with the personal numbers that its user has, so that to the server it also
+    shows the personal steps up to its round.
+    """
+    uploads: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        if entry.event.view == "server":
+            key = entry.run, entry.arm
+            uploads[key] = max(uploads.get(key, entry.server_round), entry.server_round)
+
+    def through(entry: Entry) -> bool:
+        last = uploads.get((entry.run, entry.arm), entry.server_round - 1)
+        return view == "server" and entry.event.adapter == "personal" and entry.server_round <= last
+
+    return [
+        i
+        for i, entry in enumerate(entries)
+        if (entry.event.adapter == "fusion") == held_back and (in_view([entry.event], view) or through(entry))
+    ]
 
 
 def _by_user(units: Units, rows: Bools, users: int) -> Bools:

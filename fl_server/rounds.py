@@ -136,6 +136,7 @@ class Run:
     def _round(self, strategy: FederatedStrategy, server_round: int, record: ArrayRecord) -> ArrayRecord:
         """One round, tried with new samples until enough replies are valid."""
         deadline = self.config.federation.deadline_seconds
+        self._refuse_second_release(strategy.arm, server_round)
         for _ in range(ATTEMPTS):
             messages = list(strategy.configure_train(server_round, record, ConfigRecord(), self.grid))
             replies = exchange(self.grid, messages, deadline, self.timer)
@@ -222,6 +223,18 @@ class Run:
             stats.seconds,
         )
 
+    def _ledger_key(self, arm: str, server_round: int) -> Round:
+        return Round(config_hash(self.config), arm, server_round)
+
+    def _refuse_second_release(self, arm: str, server_round: int) -> None:
+        """Raise ``RunError`` where a release that is private for users went out already."""
+        noised = self.config.noised_release(arm)
+        if noised and server_ledger(self.out).released(self._ledger_key(arm, server_round)):
+            raise RunError(
+                f"arm {arm!r}, round {server_round}: was released before, and doing it again would be "
+                "another release; put the newest checkpoint back, or give the run a new 'out'"
+            )
+
     def _charge(self, arm: str, server_round: int) -> None:
         """On the server's ledger, before the sum is noised, where releases are private for users.
 
@@ -231,8 +244,8 @@ class Run:
         privacy = self.config.privacy
         if self.config.noised_release(arm):
             cost = (privacy.user_noise, privacy.user_clip, privacy.user_delta, privacy.participations)
-            key = Round(config_hash(self.config), arm, server_round)
-            self._tickets[arm] = charge_round(server_ledger(self.out), key, *cost, same_noise=True)
+            key, ledger = self._ledger_key(arm, server_round), server_ledger(self.out)
+            self._tickets[arm] = charge_round(ledger, key, *cost, same_noise=True)
 
     def _mark_released(self, arm: str, server_round: int) -> None:
         """The round's adapter is on the disk, and goes to the next round's nodes."""

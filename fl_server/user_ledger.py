@@ -1,6 +1,6 @@
 """User-level central DP on the server's ledger: charge before the noise is drawn, release once on disk.
 
-Unit: one user; relation: add or remove one user.  A round adds noise of standard deviation z C
+Unit: one user; relation: leave out all that he sends.  A round adds noise of standard deviation z C
 to the sum of clipped user updates; a user takes part in at most k rounds, which whoever samples
 enforces, and no amplification is claimed from the sampling: after all rounds the worst user has
 spent a Gaussian with mu = sqrt(min(rounds, k)) / z (``fl_core.privacy``).  The view is the public's:

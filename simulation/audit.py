@@ -40,7 +40,7 @@ from fl_core.audit import (
 from fl_core.base_model import BaseModel, load_base
 from fl_core.config import RunConfig
 from fl_core.errors import PrivacyError
-from fl_core.privacy import RELATIONS, DpEvent, epsilon
+from fl_core.privacy import RELATIONS, DpEvent, Unit, epsilon
 from simulation.attacks import Attacks, attacks
 from simulation.canaries import (
     HeadUsers,
@@ -88,6 +88,12 @@ class PathAudit:
     z: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     observed: Observed | None = None
+    delta: float = 0.0
+
+    @property
+    def unit(self) -> Unit:
+        """Whom the claim is about."""
+        return self.observed.event.unit if self.observed else "record"
 
     @property
     def within_claim(self) -> bool:
@@ -153,9 +159,9 @@ class Audit:
             "epsilon_claimed": worst.claimed,
             "moment_gate": "pass" if all(path.gate for path in self.paths.values()) else "fail",
             "verdict": "pass" if self.passed else "fail",
-            "unit": "record",
-            "relation": RELATIONS["record"],
-            "delta": self.delta,
+            "unit": worst.unit,
+            "relation": RELATIONS[worst.unit],
+            "delta": worst.delta or self.delta,
             "significance": SIGNIFICANCE,
             "seed": self.seed,
             "paths": {name: path.to_json() for name, path in self.paths.items()},
@@ -251,6 +257,7 @@ def path_audit(
         moments(observed),
         {"contribution is not 0 or C": contribution_error(observed), **(errors or {})},
         observed,
+        delta,
     )
 
 

@@ -25,7 +25,7 @@ from fl_core.records import Population, Split
 from fl_core.shared import Arm, arm_sigmas, planned_steps
 from fl_server.checkpoints import read_release
 from simulation.held_out import TestPairs, held_out_pairs
-from simulation.ledgers import ArmSpending, arm_spending, check_charged
+from simulation.ledgers import ArmSpending, arm_spending, check_charged, released_epsilon
 from simulation.metrics import ArmMetrics, summarise, users_table
 from simulation.references import reference_margins
 from simulation.results import PopulationSummary, Results
@@ -159,7 +159,7 @@ def _privacy(config: RunConfig, name: str, state: PersonalState | None, out: Pat
     check_charged(out, name, stored, uploads)
     found, sigmas = arm_spending(out, name, privacy.delta), arm_sigmas(config, arm)
     shared = found.shared_steps if uploads else _most_steps(config, arm, stored)[0]
-    views = _as_charged(config, name, guarantees(config, name, shared, found.personal_steps), found)
+    views = _as_charged(config, name, guarantees(config, name, shared, found.personal_steps), found, out)
     device = views[-1]
     return {
         "epsilon_record": device.epsilon,
@@ -189,13 +189,19 @@ def _stored(folder: Path) -> PersonalState:
 
 
 def _as_charged(
-    config: RunConfig, name: str, views: tuple[Guarantee, ...], found: ArmSpending
+    config: RunConfig, name: str, views: tuple[Guarantee, ...], found: ArmSpending, out: Path
 ) -> tuple[Guarantee, ...]:
     """The views with the ledgers' own epsilons where these cover all of a record.
 
     A ledger knows which records were due in which rounds, and so may state less than the steps alone.
+    What a record does through a release that is private for users is on no node's ledger: it follows
+    from the server's noise, and ``guarantees`` composes it in.
     """
-    charged = {"device": max(found.training, found.fusion)} if not config.noised_release(name) else {}
+    charged: dict[str, float] = {}
+    if config.noised_release(name):
+        charged["public"] = released_epsilon(out, name, config.privacy.user_delta)
+    else:
+        charged["device"] = max(found.training, found.fusion)
     if config.noised_uploads(name):
         charged["server"] = found.server
         if not config.noised_release(name):

@@ -5,6 +5,7 @@ A simulation may look into every node's ledger; on a device its owner looks into
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -169,6 +170,24 @@ def arm_spending(out: Path, arm: str, delta: float) -> ArmSpending:
     most = {name: max((getattr(one, name) for one in found), default=0) for name in _LARGEST}
     total = {name: sum(getattr(one, name) for one in found) for name in ("charges", "releases")}
     return ArmSpending(**most, **total)
+
+
+def released_epsilon(out: Path, arm: str, delta: float) -> float:
+    """What an arm's noised releases cost the user asked most often, by the server's ledger.
+
+    Raises ``PrivacyError`` where rounds were applied that it did not charge.
+    """
+    path = out / FOLDER / "server.sqlite"
+    ledger = Ledger(path) if path.exists() else None
+    entries = ledger.entries(arm=arm) if ledger else []
+    rounds = json.loads((out / "arms" / arm / "rounds.json").read_text(encoding="utf-8"))["rounds"]
+    applied = {row["round"] for row in rounds if row["applied"]}
+    if missing := applied - {entry.server_round for entry in entries}:
+        raise PrivacyError(
+            f"arm {arm!r}: round {min(missing)} was released, but {str(path)!r} did not charge it; this run "
+            "has no epsilon to state"
+        )
+    return spent(entries, ledger.units(), "public", delta) if ledger else 0.0
 
 
 _LARGEST = ("training", "server", "fusion", "shared_steps", "personal_steps")

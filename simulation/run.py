@@ -56,6 +56,11 @@ def simulate(
     the data and the model.
     """
     nodes, here = devices(scenario.config.device, resources)
+    if scenario.config.federation.users_per_node:
+        raise ConfigurationError(
+            f"federation.users-per-node={scenario.config.federation.users_per_node}: is for deployments; a "
+            "simulation's nodes host shards of any size: set it to 0"
+        )
     with locked(out):
         unchanged = claim(scenario, out)
         folder = prepare(scenario, out / POPULATION_FOLDER, watcher)

@@ -37,7 +37,7 @@ from strategies.aggregation import round_mean
 from strategies.exchange import LOG, Verdict, instruct, judge
 from strategies.sampling import SETTLE_SECONDS, Participations, Timer, sample, wait_for_nodes
 from strategies.server_optimizer import OptimizerState, server_step
-from strategies.user_level import server_noise
+from strategies.user_level import check_denominator, server_noise
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ class FederatedStrategy(Strategy):
         participations: Participations | None = None,
     ) -> None:
         self.check(config)
+        if config.noised_release(arm):
+            check_denominator(config.privacy)
         self.config, self.arm, self.count_limit = config, arm, count_limit
         self.timer = timer or Timer()
         self.optimizer = OptimizerState()
@@ -143,11 +145,11 @@ class FederatedStrategy(Strategy):
         self._settle_seconds = 0.0
         return wait_for_nodes(grid, federation.minimum_nodes, federation.deadline_seconds, settle, self.timer)
 
-    def _willing(self, nodes: list[int]) -> list[int]:
+    def _willing(self, nodes: list[int], server_round: int) -> list[int]:
         """Those of ``nodes`` that may still send; all where nobody counts."""
         if self.participations is None:
             return nodes
-        done = self.participations.exhausted()
+        done = self.participations.exhausted(self.arm, server_round)
         left = [node for node in nodes if node not in done]
         if len(left) < self.config.federation.minimum_nodes:
             privacy = self.config.privacy
@@ -171,7 +173,7 @@ class FederatedStrategy(Strategy):
         last = self._pending
         attempt = last.attempt + 1 if last and last.server_round == server_round else 0
         nodes = sample(
-            self._willing(self.online_nodes(grid)),
+            self._willing(self.online_nodes(grid), server_round),
             federation.fraction,
             federation.minimum_nodes,
             self.config.seed,
@@ -199,7 +201,7 @@ class FederatedStrategy(Strategy):
         if self.participations:
             senders = [pending.messages[position].metadata.dst_node_id for position in verdict.accepted]
             self.participations.record(senders, self.arm, server_round)
-        moved, update_norm = self._moved(pending, reports)
+        moved, update_norm = self._moved(pending, reports, verdict.rejected.get(Reason.ABSENT.value, 0))
         stats = self._stats(pending, verdict, moved is not None, update_norm)
         self.history.append(stats)
         return (to_record(moved) if moved is not None else None), _metrics(stats)
@@ -243,12 +245,19 @@ class FederatedStrategy(Strategy):
 
         return judge(replies, [message.metadata.message_id for message in pending.messages], parse)
 
-    def _moved(self, pending: _Pending, reports: list[tuple[Arrays, int]]) -> tuple[Arrays | None, float]:
+    def _moved(
+        self, pending: _Pending, reports: list[tuple[Arrays, int]], absent: int
+    ) -> tuple[Arrays | None, float]:
         """(the shared adapter after the server's step, norm of the mean update).
 
-        None where too few reported, or where the step itself overflows.
+        None where too few reported, or where the step itself overflows.  Where the release is private
+        for users nodes that send nothing count as well: whether a round is released must not depend
+        on who sends, and a sum of nothing is noised as any other.
         """
         federation, theta = self.config.federation, pending.theta
+        if self.config.noised_release(self.arm) and absent:
+            nothing = {name: np.zeros_like(value) for name, value in theta.items()}
+            reports = [*reports, *[(nothing, 0)] * absent]
         if not reports or len(reports) < federation.minimum_nodes:
             return None, 0.0
         place = (self.noise, pending.server_round, pending.attempt)

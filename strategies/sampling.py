@@ -35,8 +35,8 @@ class Timer:
 class Participations(Protocol):
     """How often each node has sent in, where each is one user's device (user-level privacy)."""
 
-    def exhausted(self) -> frozenset[int]:
-        """Nodes that may send no more now."""
+    def exhausted(self, arm: str, server_round: int) -> frozenset[int]:
+        """Nodes that may send no more now; a participation in this very round does not count."""
         ...
 
     def record(self, nodes: Sequence[int], arm: str, server_round: int) -> None:

@@ -1,13 +1,15 @@
 """Central differential privacy for users: what the server does to a round's uploads.
 
-Contract.  Unit: one *user*, with all that he ever sends.  Neighbouring relation: add or remove one
-user.  Sensitivity of a round's sum: ``user_clip`` C, since every upload is scaled to a norm of at
-most C: here for a device, and for the users of a simulated node inside the node's own sum as well.
-Mechanism: N(0, z^2 C^2) is added to each number of the sum (McMahan et al. 2018, "Learning
-Differentially Private Recurrent Language Models", Algorithm 1, with a fixed denominator), which is
-then divided by a public constant, never by the number of users who came.  Who is asked is known, so
-nothing is claimed from sampling: k participations are k Gaussian mechanisms, which compose to one
-with sensitivity over noise mu = sqrt(k) / z (Dong, Roth, Su 2022), exactly.
+Contract.  Unit: one *user*, with all that he ever sends.  Neighbouring relation: leave out all his
+uploads; who is enrolled, who is asked in which round and every public constant stay as they are
+(zero-out), and a round in which nobody sends is noised and released as any other.  Sensitivity of a
+round's sum: ``user_clip`` C, since every upload is scaled to a norm of at most C: here for a device,
+and for the users of a simulated node inside the node's own sum as well.  Mechanism: N(0, z^2 C^2) is
+added to each number of the sum (McMahan et al. 2018, "Learning Differentially Private Recurrent
+Language Models", Algorithm 1, with a fixed denominator), which is then divided by a public constant,
+never by the number of users who came.  Who is asked is known, so nothing is claimed from sampling: k
+participations are k Gaussian mechanisms, which compose to one with sensitivity over noise
+mu = sqrt(k) / z (Dong, Roth, Su 2022), exactly.
 
 It protects users from everybody who sees released adapters; the server, which adds the noise, is
 trusted with the uploads.
@@ -44,6 +46,15 @@ def clipped_report(arrays: Arrays, count: int, clip: float) -> Arrays:
     return {name: (value * (most / size)).astype(np.float32) for name, value in arrays.items()}
 
 
+def check_denominator(privacy: PrivacyConfig) -> None:
+    """Raise ``ConfigurationError`` where a round's sum has no public constant to be divided by."""
+    if privacy.round_users < 1:
+        raise ConfigurationError(
+            "privacy.round-users=0: with privacy.user-noise a round's sum is divided by a public constant; "
+            "set it to the number of users that a round is expected to have"
+        )
+
+
 def noised_mean(
     reports: Sequence[tuple[Arrays, int]],
     privacy: PrivacyConfig,
@@ -55,11 +66,7 @@ def noised_mean(
 
     Raises ``ConfigurationError`` where the denominator was not declared.
     """
-    if privacy.round_users < 1:
-        raise ConfigurationError(
-            "privacy.round-users=0: with privacy.user-noise a round's sum is divided by a public constant; "
-            "set it to the number of users that a round is expected to have"
-        )
+    check_denominator(privacy)
     clipped = [clipped_report(arrays, count, privacy.user_clip) for arrays, count in reports]
     names = sorted(clipped[0])
     std, mean = privacy.user_noise * privacy.user_clip, {}

@@ -183,6 +183,20 @@ def test_readme_names_every_top_level_entry() -> None:
     assert {row for row in rows if not (ROOT / row).exists()} == set(), "README.md names what is not there"
 
 
+def test_what_the_privacy_page_names_exists() -> None:
+    """Each test file of its table, given in full or beside the one before it, and each module of ours."""
+    text = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    folder, missing = "", []
+    for name in re.findall(r"`((?:tests/[\w/]+/)?test_\w+\.py)`", text):
+        folder = str(Path(name).parent) if "/" in name else folder
+        if not (ROOT / folder / Path(name).name).is_file():
+            missing.append(name)
+    for name in re.findall(r"`((?:fl_core|fl_client|fl_server|strategies|simulation)\.\w+)", text):
+        path = ROOT.joinpath(*name.split("."))
+        missing += [] if path.with_suffix(".py").is_file() or path.is_dir() else [name]
+    assert not missing
+
+
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
     yield name, command
     for sub, inner in getattr(command, "commands", {}).items():

@@ -271,6 +271,21 @@ def test_a_device_does_not_train_private_arms_with_noise_that_others_can_repeat(
     assert not module.app(message, system).has_error()
 
 
+def test_a_device_refuses_a_server_that_takes_it_for_a_node_of_many_users(
+    made: list[_Trainer], tmp_path: Path
+) -> None:
+    content = instruction_content(to_record(SHARED), Instruction("dual_dp", 2, Phase.TRAIN))
+    message = Message(content, 9, Phase.TRAIN.value)
+    message.metadata.__dict__["_message_id"] = "m0"
+    flat = {**RunConfig().to_flat(), "privacy.noise": "system", "privacy.user-noise": 4.0}
+    many = _context(tmp_path, config=flat)
+    one = _context(tmp_path, config={**flat, "federation.users-per-node": 1})
+    many.node_config, one.node_config = {}, {}
+    refused = module.app(message, many)
+    assert refused.error.reason.endswith(": federation.users-per-node") and not made
+    assert not module.app(message, one).has_error()
+
+
 def test_a_profile_stays_on_the_node_and_only_where_it_is_asked_for(
     made: list[_Trainer], tmp_path: Path
 ) -> None:

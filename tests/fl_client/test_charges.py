@@ -39,7 +39,7 @@ def make(tiny_model_folder: Path, tiny_population_folder: Folders, tmp_path: Pat
 
 
 def ledger_of(node: NodeTrainer) -> Ledger:
-    return Ledger(ledger_path(node.out, node.cohort.users))
+    return Ledger(ledger_path(node.config, node.out, node.cohort.users))
 
 
 def entries_of(node: NodeTrainer, arm: str) -> list[Entry]:
@@ -71,7 +71,9 @@ def test_a_whole_arm_charges_exactly_its_plan(make: Make, arm: str, changes: dic
     cost = epsilon(training, config.privacy.delta)
     fusion = config.privacy.fusion_epsilon if kind.kind != "shared" else 0.0
     assert spent(entries, units, "personal", config.privacy.delta) == max(cost, fusion)
-    server = epsilon(in_view(training, "server"), config.privacy.delta)
+    uploads = in_view(training, "server")
+    own = [replace(e, steps=e.steps - config.train.final_steps) for e in training if e.adapter == "personal"]
+    server = epsilon([*uploads, *own] if uploads else [], config.privacy.delta)
     assert spent(entries, units, "server", config.privacy.delta) == server
     assert cost <= arm_budget(config, kind).epsilon
 
@@ -188,3 +190,25 @@ def test_a_store_without_its_ledger_trains_no_further(make: Make, changes: dict[
         path.unlink()
     with pytest.raises(PrivacyError, match=r"the store has \d+ .* steps of a user, the ledger .* charged 0"):
         make(**changes).train("dual_dp", 3, initial_shared(node.config, "dual_dp"))
+
+
+def test_a_device_has_one_ledger_for_all_its_runs(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a first run has spent a second one does not get again."""
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    device = {"federation__users_per_node": 1, "privacy__noise": "system", "federation__rounds": 2}
+    first, second = make("first", **device), make("second", **device)
+    shared = initial_shared(first.config, "shared_dp")
+    assert [first.train("shared_dp", server_round, shared)[1] > 0 for server_round in (1, 2)] == [True, True]
+    assert [second.train("shared_dp", server_round, shared)[1] for server_round in (1, 2)] == [0, 0]
+    ledger = Ledger(next((tmp_path / "home" / "ledger").glob("*.sqlite")))
+    assert len({entry.run for entry in ledger.entries()}) == 1 and len(ledger.entries()) == 2
+
+
+def test_a_limit_of_steps_is_each_arm_s_own(make: Make) -> None:
+    node = make(privacy__record_steps=2)
+    for arm in ("shared_dp", "dual_dp"):
+        shared = initial_shared(node.config, arm)
+        sent = [node.train(arm, server_round, shared)[1] > 0 for server_round in (1, 2, 3)]
+        assert sent == [True, True, False], arm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,9 @@ def test_noised_uploads_protect_a_record_from_all_three() -> None:
     upload = DpEvent(privacy.sampling_rate, sigmas.shared, shared, privacy.clip, "shared")
     own = DpEvent(privacy.sampling_rate, sigmas.personal, personal, privacy.clip, "personal")
     assert list(views) == ["server", "public", "device"]
-    assert views["server"].epsilon == views["public"].epsilon == epsilon([upload], privacy.delta)
+    rounds = replace(own, steps=personal - config.train.final_steps)  # which shape what is uploaded
+    assert views["server"].epsilon == views["public"].epsilon == epsilon([upload, rounds], privacy.delta)
+    assert views["server"].epsilon > epsilon([upload], privacy.delta)
     assert views["device"].epsilon == max(epsilon([upload, own], privacy.delta), privacy.fusion_epsilon)
     assert views["server"].epsilon < views["device"].epsilon <= privacy.epsilon
     assert all(view.lifetime == privacy.epsilon for view in views.values())
@@ -51,7 +54,7 @@ def test_the_server_s_noise_protects_users_from_the_public() -> None:
     """z = 4 and 6 participations are 2.82 at delta 1e-6; four windows in all double mu."""
     views = _views("dual_dp", **CENTRAL)[1]
     public = views["public"]
-    assert (public.unit, public.delta, public.relation) == ("user", 1e-6, "add or remove one user")
+    assert (public.unit, public.delta, public.relation) == ("user", 1e-6, "leave out one user's uploads")
     assert public.epsilon == pytest.approx(2.82, abs=0.01)
     assert public.lifetime == gaussian_epsilon(math.sqrt(24) / 4, 1e-6) > public.epsilon
     assert views["server"].epsilon == math.inf

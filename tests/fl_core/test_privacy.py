@@ -222,7 +222,7 @@ def test_an_impossible_event_is_refused(wrong: dict[str, float]) -> None:
 def test_a_unit_has_one_relation_and_one_view() -> None:
     upload, own = DpEvent(0.2, 1.0, 3, 1.0, "shared"), DpEvent(0.2, 1.0, 3, 1.0, "personal")
     joint, user = DpEvent(0.2, 1.0, 3, 1.0, "both"), participations(4.0, 6, 0.5)
-    assert upload.relation == "add or remove one record" and user.relation == "add or remove one user"
+    assert upload.relation == "add or remove one record" and user.relation == "leave out one user's uploads"
     made = [upload, own, joint, user, fusion_choice(1.0)]
     assert [event.view for event in made] == ["server", "personal", "server", "public", "personal"]
     assert in_view(made, "server") == [upload, joint]

@@ -109,6 +109,20 @@ def test_views_compose_what_they_show_and_a_held_back_record_pays_for_fusion_alo
     assert spent(made, units, "public", 1e-6) == pytest.approx(2.819, abs=0.001)  # facts: z=4, k=6
 
 
+def test_uploads_show_the_personal_steps_that_came_before_them() -> None:
+    """An upload is made with its user's own numbers; what came after the last one the server never sees."""
+    own, sent = upload(adapter="personal"), upload()
+    rounds = [(sent, 1), (own, 1), (own, 2), (sent, 3), (own, 4)]
+    made = [
+        replace(entry(number, event, [True, True]), server_round=server_round)
+        for number, (event, server_round) in enumerate(rounds, start=1)
+    ]
+    units = Units.of_everyone(2, [ALL])
+    seen = epsilon([replace(sent, steps=2), replace(own, steps=2)], DELTA)
+    assert spent(made, units, "server", DELTA) == seen
+    assert spent(made[1:2], units, "server", DELTA) == 0.0, "nothing was uploaded"
+
+
 def test_the_worst_unit_is_found_among_many_histories() -> None:
     generator = np.random.default_rng(1)
     made = [

@@ -48,6 +48,8 @@ class _Node:
         self.before_reply(instruction.phase.value, instruction.server_round)
         if instruction.phase == "train.personalize":
             return Message(reply_content(self.users), reply_to=message)
+        if not self.users:
+            return Message(reply_content(0), reply_to=message)
         total = {k: (self.users * 0.5 * (self.goal - v)).astype(np.float32) for k, v in shared.items()}
         return Message(reply_content(self.users, total), reply_to=message)
 
@@ -321,3 +323,42 @@ def test_a_device_that_claims_to_host_several_users_is_rejected(
     _run(config, [_Node(1.0, users=1), _Node(1.0, users=2)], tmp_path / "out")
     rounds = json.loads((tmp_path / "out" / "arms" / "shared_dp" / "rounds.json").read_text())["rounds"]
     assert [(row["users"], row["rejected"]) for row in rounds] == [(1, {"count": 1})] * 3
+
+
+def test_a_round_in_which_nobody_sends_is_noised_and_released_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an adapter that did not move would say that the one user who was due stayed away."""
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    config = _devices(participations=3)
+    away = config.model_copy(update={"federation": config.federation.model_copy(update={"minimum_nodes": 2})})
+    _run(away, [_Node(1.0, users=0), _Node(1.0, users=0)], tmp_path / "out")
+    moved = load_file(tmp_path / "out" / "arms" / "shared_dp" / "checkpoint.safetensors")
+    start = _initial(config, "shared_dp")
+    assert all(np.abs(moved[f"theta/{name}"] - value).min() > 0 for name, value in start.items())
+    entries = Ledger(tmp_path / "out" / "ledger" / "server.sqlite").entries()
+    assert [entry.state for entry in entries] == ["released"] * 3
+
+
+def test_an_old_checkpoint_does_not_release_a_round_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUET_HOME", str(tmp_path / "home"))
+    config, out, kept = _devices(participations=3), tmp_path / "out", tmp_path / "kept"
+    checkpoint = out / "arms" / "shared_dp" / "checkpoint.safetensors"
+
+    def keep(phase: str, number: int) -> None:
+        if number == 2:
+            shutil.copy(checkpoint, kept)
+
+    _run(config, [_Node(1.0, users=1, before_reply=keep)], out)
+    shutil.copy(kept, checkpoint)
+    with pytest.raises(RunError, match=r"round 2: was released before"):
+        _run(config, [_Node(1.0, users=1)], out)
+
+
+def test_a_missing_denominator_is_found_before_anybody_is_asked(tmp_path: Path) -> None:
+    nodes = [_Node(1.0, users=1)]
+    with pytest.raises(ConfigurationError, match=r"privacy\.round-users"):
+        _run(_devices(round_users=0), nodes, tmp_path / "out")
+    assert not nodes[0].asked

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fl_core.privacy import RELATIONS
 from simulation.results import PopulationSummary, Results
 
 GUARANTEE = {
@@ -26,7 +27,7 @@ GUARANTEE = {
             "view": view,
             "sees": sees,
             "unit": unit,
-            "relation": f"add or remove one {unit}",
+            "relation": RELATIONS[unit],
             "delta": delta,
             "epsilon": spent,
             "lifetime": lifetime,

@@ -16,10 +16,11 @@ from fl_client.store import PersonalState, PersonalStore
 from fl_core.config import RunConfig
 from fl_core.errors import DataError, PrivacyError
 from fl_core.ledger import Ledger, Round
-from fl_core.privacy import DpEvent, epsilon, participations
+from fl_core.privacy import DpEvent, epsilon, gaussian_epsilon, participations
 from fl_core.spending import Budget, Charge
+from fl_server.user_ledger import charge_round, server_ledger
 from simulation.ledger_cli import app
-from simulation.ledgers import arm_spending, check_charged, view_costs
+from simulation.ledgers import arm_spending, check_charged, released_epsilon, view_costs
 from tests.tiny_runs import USERS, finish_arm, nodes_of, tiny_config
 
 Folders = Callable[[str], Path]
@@ -123,3 +124,21 @@ def test_a_folder_without_a_ledger_is_named(tmp_path: Path) -> None:
 def test_the_command_is_registered() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["duet.commands"]["ledger"] == "simulation.ledger_cli:app"
+
+
+def test_a_release_that_the_server_did_not_charge_has_no_epsilon(tmp_path: Path) -> None:
+    """Two rounds of at most one participation cost one; a third, uncharged, cannot be stated."""
+    folder = tmp_path / "arms" / "dual_dp"
+    folder.mkdir(parents=True)
+    rows = [{"round": server_round, "applied": server_round != 2} for server_round in (1, 2, 3)]
+    (folder / "rounds.json").write_text(json.dumps({"rounds": rows}))
+    with pytest.raises(PrivacyError, match="round 1 was released"):
+        released_epsilon(tmp_path, "dual_dp", 1e-6)
+    for server_round in (1, 3):
+        key = Round("run", "dual_dp", server_round)
+        charge_round(server_ledger(tmp_path), key, 4.0, 0.1, 1e-6, 1, same_noise=True)
+    assert released_epsilon(tmp_path, "dual_dp", 1e-6) == pytest.approx(gaussian_epsilon(0.25, 1e-6))
+    rows.append({"round": 4, "applied": True})
+    (folder / "rounds.json").write_text(json.dumps({"rounds": rows}))
+    with pytest.raises(PrivacyError, match="round 4 was released"):
+        released_epsilon(tmp_path, "dual_dp", 1e-6)

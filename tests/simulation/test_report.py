@@ -153,7 +153,7 @@ def test_each_view_s_epsilon_stands_with_its_unit_relation_delta_and_lifetime(pa
     rows = re.findall(r"<tr><th scope=\"row\">dual with DP</th>(.*?)</tr>", page, flags=re.S)
     told = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "|", row)) for row in rows if "the public," in row]
     assert len(told) == 1
-    for part in ("released shared adapters", "2.82", "6.27", "1e-6", "one user", "add or remove one user"):
+    for part in ("released shared adapters", "2.82", "6.27", "1e-6", "one user", "leave out one user"):
         assert part in told[0], part
     assert "protect nobody who knows the seed" in page
 
