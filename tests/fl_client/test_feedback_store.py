@@ -1,0 +1,503 @@
+"""The feedback store: what is added can be read, what is forgotten is gone from every file."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from fl_client import row_file
+from fl_client.feedback import ChatMessage, Choice, Edit, Event, Implicit, Rating, Signal, Statement, Thumbs
+from fl_client.feedback import from_json as event_from_json
+from fl_client.feedback_store import FILE, FeedbackStore, Forgotten
+from fl_client.locks import Passphrase
+from fl_client.row_file import NONCE_BYTES, PADDING
+from fl_client.vault import Vault
+from fl_core.errors import DataError, PrivacyError, RunError
+from tests.fl_client.disk_scan import hits, spellings
+from tests.fl_client.test_feedback import EVENTS
+
+ROOT = Path(__file__).parents[2]
+CANARIES = ("CANARY-plain-7f3a91", "Kanarienvögel heißen Größe", "カナリアは黄色い鳥です", 'canary "quoted" \\ 🐤\n tab\t')
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path, bytes(range(32)))
+
+
+@pytest.fixture
+def store(vault: Vault) -> Iterator[FeedbackStore]:
+    with FeedbackStore(vault) as opened:
+        yield opened
+
+
+def said(text: str, **common: Any) -> Statement:
+    return Statement(text=text, **common)
+
+
+def every_kind(text: str) -> list[Event]:
+    """One event of each kind, with ``text`` in every place that takes a text."""
+    common: dict[str, Any] = {"context": text, "messages": (ChatMessage("user", text),), "response_id": text}
+    return [
+        Choice(chosen=text, rejected=text, **common),
+        Thumbs(response=text, up=True, **common),
+        Rating(response=text, stars=2, **common),
+        Edit(before=text, after=text, **common),
+        Statement(text=text, **common),
+        Implicit(response=text, signal=Signal.COPIED, **common),
+    ]
+
+
+# Add and read ------------------------------------------------------------------------------
+
+
+def test_events_come_back_in_the_order_in_which_they_came(vault: Vault) -> None:
+    events = list(itertools.chain.from_iterable(map(every_kind, CANARIES)))
+    with FeedbackStore(vault) as store:
+        for event in events:
+            store.add(event)
+        assert list(store.read().events) == events
+    with FeedbackStore(vault) as again:
+        assert list(again.read().events) == events and again.read().damaged == ()
+        assert again.count() == len(events)
+        assert again.get(events[3].id) == events[3]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(event=EVENTS)
+def test_any_event_survives_encryption(store: FeedbackStore, event: Event) -> None:
+    store.forget([event.id])  # hypothesis draws an id again
+    store.add(event)
+    assert store.get(event.id) == event
+    ((body,),) = store.query("SELECT body FROM feedback WHERE id = ?", bytes.fromhex(event.id))
+    assert (len(body) - NONCE_BYTES - 16) % PADDING == 0
+
+
+def test_an_id_is_taken_once(store: FeedbackStore) -> None:
+    event = said("shorter")
+    store.add(event)
+    with pytest.raises(DataError, match="UNIQUE.*not kept"):
+        store.add(said("longer", id=event.id))
+    assert store.read().events == (event,)
+    with pytest.raises(DataError, match="not in this store"):
+        store.get("0" * 32)
+    with pytest.raises(DataError, match="id must be"):
+        store.get("' OR 1")
+
+
+def test_rows_are_never_changed(store: FeedbackStore) -> None:
+    store.add(said("shorter"))
+    with pytest.raises(DataError, match="never changed"), store.changing("nothing happened"):
+        store._connection.execute("UPDATE feedback SET body = x''")
+    assert len(store.read().events) == 1
+
+
+def test_export_is_json_lines_that_read_back(store: FeedbackStore) -> None:
+    events = every_kind(CANARIES[3])
+    for event in events:
+        store.add(event)
+    file = io.StringIO()
+    assert store.export(file) == ()
+    assert [event_from_json(line) for line in file.getvalue().splitlines()] == events
+
+
+def test_threads_share_a_store(store: FeedbackStore) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for count in range(10):
+                store.add(said(f"{number} {count}"))
+                store.read()
+            store.forget_where(lambda event: isinstance(event, Statement) and event.text == f"{number} 0")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert store.count() == 36
+
+
+# What others may do --------------------------------------------------------------------------
+
+
+def test_files_are_for_the_owner_and_one_process(store: FeedbackStore, vault: Vault) -> None:
+    store.add(said("shorter"))
+    names = {path.name for path in vault.folder.iterdir()}
+    assert names == {FILE, f"{FILE}-wal", f".{FILE}.lock"}, "no memory that processes share"
+    for name in (FILE, f"{FILE}-wal"):
+        assert stat.S_IMODE((vault.folder / name).stat().st_mode) == 0o600
+    with pytest.raises(RunError, match="locked by another"):
+        FeedbackStore(vault)
+    assert store.count() == 1
+
+
+def test_another_key_is_refused_and_changes_nothing(vault: Vault) -> None:
+    with FeedbackStore(vault) as store:
+        store.add(said("shorter"))
+    before = vault.folder.joinpath(FILE).read_bytes()
+    with pytest.raises(PrivacyError, match="another key"):
+        FeedbackStore(Vault(vault.folder, bytes(32)))
+    assert vault.folder.joinpath(FILE).read_bytes() == before
+    with FeedbackStore(vault) as store:
+        assert store.count() == 1
+
+
+def test_a_changed_passphrase_leaves_the_store_alone(tmp_path: Path) -> None:
+    old, new = Passphrase("correct horse", n=2**15), Passphrase("battery staple", n=2**15)
+    vault = Vault.create(tmp_path, old)
+    with FeedbackStore(vault) as store:
+        store.add(said("shorter"))
+    before = (tmp_path / FILE).read_bytes()
+    vault.change_lock(old, new)
+    assert (tmp_path / FILE).read_bytes() == before
+    with FeedbackStore(Vault.open(tmp_path, new)) as store:
+        assert store.count() == 1
+
+
+# Damage and tampering ----------------------------------------------------------------------------
+
+
+def rewritten(vault: Vault, *statements: tuple[str, tuple[Any, ...]]) -> None:
+    """Change the closed file as somebody would who has it but not the key."""
+    connection = sqlite3.connect(vault.folder / FILE, isolation_level=None)
+    for trigger in ("feedback_fixed", "derived_fixed"):
+        connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+    for statement, values in statements:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def flipped(body: bytes, at: int) -> bytes:
+    changed = bytearray(body)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+REGIONS = {
+    "nonce": ("body", lambda row: flipped(row["body"], 0)),
+    "first byte": ("body", lambda row: flipped(row["body"], NONCE_BYTES)),
+    "padding": ("body", lambda row: flipped(row["body"], -17)),
+    "tag": ("body", lambda row: flipped(row["body"], -1)),
+    "cut": ("body", lambda row: row["body"][:-1]),
+    "short": ("body", lambda row: b"abc"),
+    "empty": ("body", lambda row: b""),
+    "text": ("body", lambda row: "a text"),
+    "id": ("id", lambda row: flipped(row["id"], 5)),
+    "id as a text": ("id", lambda row: row["id"].hex()),
+    "version": ("version", lambda row: row["version"] + 1),
+    "number": ("number", lambda row: row["number"] + 100),
+}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_every_part_of_a_row_is_checked(vault: Vault, region: str) -> None:
+    first, second, third = said("first"), said("second"), said("third")
+    with FeedbackStore(vault) as store:
+        for event in (first, second, third):
+            store.add(event)
+        number, row_id, version, body = store.query("SELECT * FROM feedback")[1]
+    column, change = REGIONS[region]
+    value = change({"number": number, "id": row_id, "version": version, "body": body})
+    rewritten(vault, (f"UPDATE feedback SET {column} = ? WHERE number = ?", (value, number)))
+    with FeedbackStore(vault) as store:
+        contents = store.read()
+        assert contents.events == (first, third), "others can still be read"
+        if column != "id":
+            assert contents.damaged == (second.id,)
+            with pytest.raises(DataError, match=f"{second.id}: damaged"):
+                store.get(second.id)
+            assert store.forget([second.id]).events == 1
+        assert len(contents.damaged) == 1
+        assert store.export(io.StringIO()) == contents.damaged or column != "id"
+        store.forget_all()
+        assert store.count() == 0
+
+
+def test_a_flipped_byte_of_the_file_itself_is_noticed(vault: Vault) -> None:
+    event = said("first")
+    with FeedbackStore(vault) as store:
+        store.add(event)
+        ((body,),) = store.query("SELECT body FROM feedback")
+    path = vault.folder / FILE
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, data.index(body) + 40))
+    with FeedbackStore(vault) as store:
+        assert store.read().damaged == (event.id,)
+
+
+def test_rows_cannot_stand_in_for_each_other(vault: Vault) -> None:
+    first, second = said("first"), said("second")
+    with FeedbackStore(vault) as store:
+        store.add(first)
+        store.add(second)
+        store.derive({"name": "value"}, [first.id])
+        (_, id1, _, body1), (_, id2, _, body2) = store.query("SELECT * FROM feedback")
+        ((derived_body,),) = store.query("SELECT body FROM derived")
+    update = "UPDATE feedback SET body = ? WHERE id = ?"
+    rewritten(vault, (update, (body2, id1)), (update, (body1, id2)))
+    with FeedbackStore(vault) as store:
+        assert store.read().events == () and len(store.read().damaged) == 2
+    moved = "UPDATE feedback SET number = ? WHERE id = ?"
+    back = [(update, (body1, id1)), (update, (body2, id2))]
+    rewritten(vault, *back, (moved, (9, id1)), (moved, (1, id2)), (moved, (2, id1)))
+    with FeedbackStore(vault) as store:
+        assert store.read().events == (), "nor can they change places"
+    rewritten(vault, (moved, (3, id2)), (moved, (1, id1)), (moved, (2, id2)))
+    with FeedbackStore(vault) as store:
+        assert store.read().events == (first, second)
+    rewritten(vault, (update, (derived_body, id1)), ("UPDATE derived SET body = ?", (body1,)))
+    with FeedbackStore(vault) as store:
+        assert store.read().events == (second,), "nor go to another table"
+        assert store.derived() == {}
+
+
+def test_a_file_that_is_no_store_is_named(vault: Vault) -> None:
+    (vault.folder / FILE).write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DataError, match=r"feedback\.sqlite.*not a database"):
+        FeedbackStore(vault)
+    assert (vault.folder / FILE).read_bytes() == b"not a database at all" * 100
+
+
+def test_a_full_disk_keeps_what_there_was(store: FeedbackStore) -> None:
+    store.add(said("first"))
+    pages = store.query("PRAGMA page_count")[0][0]
+    store.query(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(DataError, match="full; the event was not kept"):
+        store.add(said("x" * 100_000))
+    assert store.count() == 1
+    store.query(f"PRAGMA max_page_count = {pages + 1000}")
+    store.add(said("x" * 100_000))
+    assert store.count() == 2
+
+
+# Versions ----------------------------------------------------------------------------------------
+
+
+def test_a_newer_file_is_refused_and_kept(vault: Vault) -> None:
+    with FeedbackStore(vault) as store:
+        store.add(said("shorter"))
+    known = len(row_file.MIGRATIONS)
+    rewritten(vault, (f"PRAGMA user_version = {known + 1}", ()))
+    before = (vault.folder / FILE).read_bytes()
+    with pytest.raises(DataError, match=rf"version {known + 1}, .* knows {known}; update Duet"):
+        FeedbackStore(vault)
+    assert (vault.folder / FILE).read_bytes() == before
+
+
+def test_an_older_file_is_brought_up_one_step_at_a_time(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = said("shorter")
+    with FeedbackStore(vault) as store:
+        store.add(event)
+    known = row_file.MIGRATIONS
+    bad = "CREATE TABLE half(a); CREATE TABLE half(a);"
+    monkeypatch.setattr(row_file, "MIGRATIONS", (*known, "CREATE TABLE extra(a);", bad))
+    with pytest.raises(DataError, match="half"):
+        FeedbackStore(vault)
+    good = "ALTER TABLE extra ADD COLUMN b;"
+    monkeypatch.setattr(row_file, "MIGRATIONS", (*known, "CREATE TABLE extra(a);", good))
+    with FeedbackStore(vault) as store:
+        assert store.query("PRAGMA user_version") == [(len(known) + 2,)]
+        assert store.query("SELECT b FROM extra") == []
+        assert store.query("SELECT name FROM sqlite_master WHERE name = 'half'") == [], "a step is all or nothing"
+        assert store.read().events == (event,)
+
+
+# Derived rows --------------------------------------------------------------------------------------
+
+
+def test_what_was_derived_goes_with_its_first_evidence(store: FeedbackStore) -> None:
+    events = [said(text) for text in "abc"]
+    for event in events:
+        store.add(event)
+    both = store.derive({"length": "short", "größe": [1, 2]}, [events[0].id, events[1].id])
+    last = store.derive({"tone": "warm"}, [events[2].id, events[2].id])
+    assert store.derived() == {both: {"length": "short", "größe": [1, 2]}, last: {"tone": "warm"}}
+    assert store.forget([events[1].id]) == Forgotten(events=1, derived=1)
+    assert store.derived() == {last: {"tone": "warm"}}
+    assert [row[0].hex() for row in store.query("SELECT derived FROM evidence")] == [last]
+    assert store.forget_all() == Forgotten(events=2, derived=1)
+    assert store.derived() == {} and store.query("SELECT * FROM evidence") == []
+
+
+def test_nothing_is_derived_from_nothing(store: FeedbackStore) -> None:
+    store.add(said("shorter"))
+    for evidence in ([], ["0" * 32], ["no id"]):
+        with pytest.raises(DataError, match="evidence must name"):
+            store.derive({"a": 1}, evidence)
+    assert store.derived() == {}
+
+
+# Forget ----------------------------------------------------------------------------------------------
+
+
+def test_forget_by_id_context_time_topic_and_all(store: FeedbackStore) -> None:
+    events = [
+        said(f"{number}", context="work" if number % 2 else "private", time_ms=1000 * number)
+        for number in range(8)
+    ]
+    for event in events:
+        store.add(event)
+    assert store.forget([events[0].id, events[0].id, "0" * 32]) == Forgotten(1, 0)
+    assert store.forget_since(6000) == Forgotten(2, 0)
+    assert store.forget_context("work") == Forgotten(3, 0)
+    assert store.read().events == (events[2], events[4])
+    assert store.forget_where(lambda event: isinstance(event, Statement) and event.text == "2").events == 1
+    assert store.forget([]) == Forgotten(0, 0)
+    assert store.forget_all() == Forgotten(1, 0)
+    assert store.forget_all() == Forgotten(0, 0)
+    with pytest.raises(DataError, match="id must be"):
+        store.forget(["x"])
+
+
+def test_forget_by_context_says_what_it_could_not_read(vault: Vault) -> None:
+    bad, good = said("a", context="work"), said("b", context="work")
+    with FeedbackStore(vault) as store:
+        store.add(bad)
+        store.add(good)
+    rewritten(vault, ("UPDATE feedback SET body = x'00' WHERE number = 1", ()))
+    with FeedbackStore(vault) as store:
+        assert store.forget_context("work") == Forgotten(1, 0, damaged=(bad.id,))
+        assert store.count() == 1
+
+
+def filled(store: FeedbackStore) -> tuple[list[Event], list[bytes]]:
+    """Events with canaries, some long, and the ciphertext of all rows: bodies cut into pieces of 64 bytes."""
+    texts = [*CANARIES, *(canary * 400 for canary in CANARIES)]
+    events = [event for text in texts for event in every_kind(text)]
+    for event in events:
+        store.add(event)
+    store.derive({canary: canary for canary in CANARIES}, [events[0].id, events[1].id])
+    bodies = [row[0] for table in ("feedback", "derived") for row in store.query(f"SELECT body FROM {table}")]
+    return events, [body[at : at + 64] for body in bodies for at in range(0, len(body) - 64, 4096)]
+
+
+def test_no_canary_is_in_the_clear_before_or_after(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    vault = Vault.create(folder, Passphrase("correct horse", n=2**15))
+    needles = [spelling for canary in CANARIES for spelling in spellings(canary)]
+    with FeedbackStore(vault) as store:
+        events, _ = filled(store)
+        assert {path.name for path in folder.iterdir()} >= {FILE, f"{FILE}-wal", "vault.json"}
+        assert hits(folder, needles) == []
+        with pytest.raises(DataError) as caught:
+            store.add(events[0])
+        assert not any(canary in str(caught.value) for canary in CANARIES)
+        store.forget([event.id for event in events[::2]])
+        assert hits(folder, needles) == []
+    assert hits(folder, needles) == []
+    assert hits(folder, [b"correct horse"]) == []
+    with sqlite3.connect(tmp_path / "plain.sqlite") as plain:  # what the scan is there to find
+        plain.execute("CREATE TABLE feedback(body TEXT)")
+        for canary in CANARIES:
+            plain.execute("INSERT INTO feedback VALUES (?)", (json.dumps(canary),))
+            plain.execute("INSERT INTO feedback VALUES (?)", (canary,))
+    plain.close()
+    assert len(hits(tmp_path, needles)) >= 2 * len(CANARIES) - 1
+
+
+@pytest.mark.parametrize("how", ["ids", "context", "since", "all"])
+def test_forgotten_ciphertext_is_in_no_file(vault: Vault, how: str) -> None:
+    with FeedbackStore(vault) as store:
+        kept = said("this one stays", time_ms=0)
+        store.add(kept)
+        ((kept_body,),) = store.query("SELECT body FROM feedback")
+        events, pieces = filled(store)
+        assert len(set(hits(vault.folder, pieces))) >= 1, "before, they are there"
+        if how == "ids":
+            store.forget([event.id for event in events])
+        elif how == "context":
+            for text in {event.context for event in events}:
+                store.forget_context(text)
+        elif how == "since":
+            store.forget_since(1)
+        else:
+            store.forget_all()
+        gone = [piece for piece in pieces if piece not in kept_body]
+        assert len(gone) >= len(events)
+        assert hits(vault.folder, gone) == []
+        assert store.derived() == {}
+        assert store.read().events == (() if how == "all" else (kept,))
+        if how != "all":
+            assert set(hits(vault.folder, [kept_body])) == {FILE}, "the scan finds what is there"
+    assert hits(vault.folder, gone) == []
+
+
+class Lazy(FeedbackStore):
+    """Deletes rows and leaves out some of the rest, to see that the scan would notice."""
+
+    skipped = ""
+    PRAGMAS = {**FeedbackStore.PRAGMAS}
+
+    def scrub(self) -> None:
+        if "vacuum" not in self.skipped:
+            self._connection.execute("VACUUM")
+        if "checkpoint" not in self.skipped:
+            self._checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("skipped", "found"),
+    [("checkpoint", {f"{FILE}-wal"}), ("secure_delete vacuum", {FILE}), ("checkpoint secure_delete vacuum", None)],
+)
+def test_a_store_that_skips_a_step_is_caught(
+    vault: Vault, skipped: str, found: set[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lazy, "skipped", skipped)
+    if "secure_delete" in skipped:
+        monkeypatch.setitem(Lazy.PRAGMAS, "secure_delete", "OFF")
+    with Lazy(vault) as store:
+        store.add(said("this one stays"))
+        events, pieces = filled(store)
+        store.forget([event.id for event in events])
+        left = set(hits(vault.folder, pieces))
+        assert left and (found is None or left == found)
+    with FeedbackStore(vault) as store:  # and whoever opens it next finishes what was due
+        assert store.count() == 1
+        assert hits(vault.folder, pieces) == []
+
+
+# Kill -9 -----------------------------------------------------------------------------------------------
+
+
+def killed(lines: int, at_random: int, folder: Path, kind: str = "store") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.fl_client.killed_store", kind, str(lines), str(at_random)]
+    return subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def test_whatever_kills_it_nothing_acknowledged_is_lost_and_nothing_forgotten_stays(tmp_path: Path) -> None:
+    done = killed(20, 20, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] == 40
+    assert min(found["added"], found["forgotten"], found["scanned"]) > 0
+
+
+@pytest.mark.parametrize(("kind", "words"), [("hasty", "an acknowledged event is lost"), ("lazy", "left its bytes")])
+def test_a_store_that_acknowledges_too_early_is_caught(tmp_path: Path, kind: str, words: str) -> None:
+    done = killed(12, 0, tmp_path, kind)
+    assert done.returncode == 1 and words in done.stderr
+
+
+@pytest.mark.figures
+def test_killed_at_two_hundred_points(tmp_path: Path) -> None:
+    done = killed(100, 100, tmp_path)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] == 200
