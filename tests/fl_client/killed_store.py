@@ -99,7 +99,9 @@ def check(folder: Path) -> tuple[int, int, int]:
     added = {row[0] for row in witness.read("added")}
     asked = {tuple(row[: len(row) // 2]): row[len(row) // 2 :] for row in witness.read("asked")}
     forgot = {tuple(row) for row in witness.read("forgot")}
-    gone = [bytes.fromhex(piece) for victims, pieces in asked.items() if victims in forgot for piece in pieces]
+    gone = [
+        bytes.fromhex(piece) for victims, pieces in asked.items() if victims in forgot for piece in pieces
+    ]
     if gone:
         assert hits(home, gone) == [], "a forget that was acknowledged left its bytes"
     with FeedbackStore(vault_of(folder)) as store:
