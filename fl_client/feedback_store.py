@@ -6,9 +6,11 @@ Whatever is concluded from events and kept (``derive``) names its evidence and i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
-from collections.abc import Callable, Collection, Mapping
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -123,18 +125,26 @@ class FeedbackStore(RowFile):
 
     def forget_all(self) -> Forgotten:
         """Forget every event and all that was derived, damaged or not."""
-        with self._mutex:
-            return self._forget([row[0] for row in self.query("SELECT id FROM feedback")], ())
+        with self._forgetting() as execute:
+            execute("DELETE FROM evidence")
+            derived, events = execute("DELETE FROM derived"), execute("DELETE FROM feedback")
+        return Forgotten(events.rowcount, derived.rowcount)
 
     def _forget(self, ids: Collection[bytes], damaged: tuple[str, ...]) -> Forgotten:
+        events = derived = 0
+        resting = "SELECT derived FROM evidence WHERE feedback = ?"
+        with self._forgetting() as execute:
+            for each in ids:
+                derived += execute(f"DELETE FROM derived WHERE id IN ({resting})", (each,)).rowcount
+                execute(f"DELETE FROM evidence WHERE derived IN ({resting})", (each,))
+                events += execute("DELETE FROM feedback WHERE id = ?", (each,)).rowcount
+        return Forgotten(events, derived, damaged)
+
+    @contextlib.contextmanager
+    def _forgetting(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """One transaction that deletes rows, and then the cleaning that it makes due."""
         with self._mutex:
             with self.changing("nothing was forgotten"):
-                gone = [(each,) for each in ids]
-                resting = "SELECT derived FROM evidence WHERE feedback = ?"
-                execute = self._connection.executemany
-                derived = execute(f"DELETE FROM derived WHERE id IN ({resting})", gone).rowcount
-                execute(f"DELETE FROM evidence WHERE derived IN ({resting})", gone)
-                events = execute("DELETE FROM feedback WHERE id = ?", gone).rowcount
+                yield self._connection.execute
                 self.mark_scrub()
             self.scrub()
-        return Forgotten(max(events, 0), max(derived, 0), damaged)  # -1: executemany had nothing to do

@@ -347,6 +347,17 @@ def test_what_was_derived_goes_with_its_first_evidence(store: FeedbackStore) -> 
     assert store.derived() == {} and store.query("SELECT * FROM evidence") == []
 
 
+def test_forget_all_takes_derived_rows_that_lost_their_evidence(vault: Vault) -> None:
+    event = said("shorter")
+    with FeedbackStore(vault) as store:
+        store.add(event)
+        store.derive({"length": "short"}, [event.id])
+    rewritten(vault, ("DELETE FROM evidence", ()))
+    with FeedbackStore(vault) as store:
+        assert store.forget_all() == Forgotten(1, 1)
+        assert store.derived() == {}
+
+
 def test_nothing_is_derived_from_nothing(store: FeedbackStore) -> None:
     store.add(said("shorter"))
     for evidence in ([], ["0" * 32], ["no id"]):
