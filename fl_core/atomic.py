@@ -28,6 +28,35 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """``write_bytes`` for what only the owner may read: mode 0600 from the first byte, folder synced.
+
+    The folder is synced too, so that a file that was written is there after a power cut.  What killed
+    processes left half written is removed: one process at a time may write ``path``.
+    """
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        left.unlink()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused, as JSON has neither."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -1,0 +1,150 @@
+"""The device's feedback: events kept encrypted in the order in which they came, until they are forgotten.
+
+``fl_client/row_file.py`` says how rows are encrypted and how their ciphertext goes when they are forgotten.
+Whatever is concluded from events and kept (``derive``) names its evidence and is forgotten with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from fl_client.feedback import VERSION, Event, check_id, from_json, to_json
+from fl_client.row_file import RowFile
+from fl_client.vault import Vault
+from fl_core.errors import DataError
+
+FILE = "feedback.sqlite"
+DERIVED_VERSION = 1
+"""Of the form of derived rows."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All ``events`` that can be read, in the order in which they came, and the ids of those that cannot."""
+
+    events: tuple[Event, ...]
+    damaged: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """How many events and derived rows are gone; ``damaged`` could not be read, so were kept unless named."""
+
+    events: int
+    derived: int
+    damaged: tuple[str, ...] = ()
+
+
+class FeedbackStore(RowFile):
+    """The file ``feedback.sqlite`` in a vault's folder; raises as ``RowFile`` does."""
+
+    def __init__(self, vault: Vault) -> None:
+        super().__init__(vault.folder / FILE, vault.key("rows"))
+
+    # Add and read ------------------------------------------------------------------------
+
+    def add(self, event: Event) -> None:
+        """Keep an event; it is on the disk on return.  Raises ``DataError`` where its id is taken."""
+        with self.changing("the event was not kept"):
+            self.insert("feedback", bytes.fromhex(event.id), VERSION, to_json(event))
+
+    def count(self) -> int:
+        """How many events there are, damaged ones too."""
+        return int(self.query("SELECT count(*) FROM feedback")[0][0])
+
+    def get(self, event_id: str) -> Event:
+        """One event.  Raises ``DataError`` where it is not there or damaged."""
+        check_id(event_id)
+        rows = self.query("SELECT * FROM feedback WHERE id = ?", bytes.fromhex(event_id))
+        if not rows:
+            raise DataError(f"feedback {event_id}: not in this store; it was forgotten, or never added")
+        return from_json(self.opened("feedback", rows[0]))
+
+    def read(self) -> Contents:
+        """Everything that can be read."""
+        events, damaged = self.readable("feedback")
+        return Contents(tuple(map(from_json, events.values())), damaged)
+
+    def export(self, file: TextIO) -> tuple[str, ...]:
+        """Write every event as one line of JSON, *in the clear*; returns the ids of damaged ones."""
+        contents = self.read()
+        file.writelines(to_json(event) + "\n" for event in contents.events)
+        return contents.damaged
+
+    # What was concluded from events --------------------------------------------------------
+
+    def derive(self, value: Mapping[str, Any], evidence: Collection[str]) -> str:
+        """Keep what was concluded from the events ``evidence``; it is forgotten with the first of them.
+
+        Returns its id.  Raises ``DataError`` without evidence, or where an id of it is not in the store.
+        """
+        derived = secrets.token_bytes(16)
+        with self.changing("nothing was kept"):
+            known = {row[0].hex() for row in self.query("SELECT id FROM feedback")}
+            if not evidence or not set(evidence) <= known:
+                raise DataError("derive: evidence must name one event or more, all of them in this store")
+            self.insert(
+                "derived", derived, DERIVED_VERSION, json.dumps(value, ensure_ascii=False, allow_nan=False)
+            )
+            links = [(derived, bytes.fromhex(each)) for each in set(evidence)]
+            self._connection.executemany("INSERT INTO evidence(derived, feedback) VALUES (?, ?)", links)
+        return derived.hex()
+
+    def derived(self) -> dict[str, Any]:
+        """From id to value of all derived rows that can be read; damaged ones are left out: derive again."""
+        return {each: json.loads(text) for each, text in self.readable("derived")[0].items()}
+
+    # Forget --------------------------------------------------------------------------------
+
+    def forget(self, ids: Collection[str]) -> Forgotten:
+        """Forget these events, damaged or not; ids that are not there are none."""
+        for each in ids:
+            check_id(each)
+        return self._forget([bytes.fromhex(each) for each in set(ids)], ())
+
+    def forget_where(self, chosen: Callable[[Event], bool]) -> Forgotten:
+        """Forget the events that ``chosen`` says, such as those of a topic."""
+        with self._mutex:
+            contents = self.read()
+            ids = [bytes.fromhex(event.id) for event in contents.events if chosen(event)]
+            return self._forget(ids, contents.damaged)
+
+    def forget_context(self, context: str) -> Forgotten:
+        """Forget the events of one context."""
+        return self.forget_where(lambda event: event.context == context)
+
+    def forget_since(self, time_ms: int) -> Forgotten:
+        """Forget the events whose own time is ``time_ms`` (milliseconds since 1970, UTC) or later."""
+        return self.forget_where(lambda event: event.time_ms >= time_ms)
+
+    def forget_all(self) -> Forgotten:
+        """Forget every event and all that was derived, damaged or not."""
+        with self._forgetting() as execute:
+            execute("DELETE FROM evidence")
+            derived, events = execute("DELETE FROM derived"), execute("DELETE FROM feedback")
+        return Forgotten(events.rowcount, derived.rowcount)
+
+    def _forget(self, ids: Collection[bytes], damaged: tuple[str, ...]) -> Forgotten:
+        events = derived = 0
+        resting = "SELECT derived FROM evidence WHERE feedback = ?"
+        with self._forgetting() as execute:
+            for each in ids:
+                derived += execute(f"DELETE FROM derived WHERE id IN ({resting})", (each,)).rowcount
+                execute(f"DELETE FROM evidence WHERE derived IN ({resting})", (each,))
+                events += execute("DELETE FROM feedback WHERE id = ?", (each,)).rowcount
+        return Forgotten(events, derived, damaged)
+
+    @contextlib.contextmanager
+    def _forgetting(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """One transaction that deletes rows, and then the cleaning that it makes due."""
+        with self._mutex:
+            with self.changing("nothing was forgotten"):
+                yield self._connection.execute
+                self.mark_scrub()
+            self.scrub()
