@@ -272,6 +272,7 @@ def _environment() -> jinja2.Environment:
         duration=wording.duration,
         count=lambda value: wording.number(value, 0),
         compact=wording.compact,
+        stop=lambda text: text.rstrip(". ") + ".",
         capitalized=lambda text: text[:1].upper() + text[1:],
     )
     return environment
