@@ -107,7 +107,7 @@ Shared is one model for everybody, dual adds a personal adapter for each user.</
 {% endfor %}</ul>
 
 <h2>Who was measured</h2>
-<p>{{ population.about or population.name }}. {{ population.users|count }} users, of whom
+<p>{{ (population.about or population.name)|stop }} {{ population.users|count }} users, of whom
 {{ population.federated_users|count }} took part in the federation and the others only personalised;
 {{ population.texts|count }} texts. Records by use:
 {% for key, value in population.records.items() %}{{ key|lower|replace("_", " ") }} {{ value|count }}

@@ -90,7 +90,7 @@ def sample(
         "config": {"population": "world", "users": users, "seed": seed, "federation": {"rounds": 40}},
         "population": PopulationSummary(
             name="made-up world",
-            about="Made-up users of a test",
+            about="Made-up users of a test. Nobody real.",
             users=users,
             federated_users=int(0.9 * users),
             texts=2400,

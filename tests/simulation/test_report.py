@@ -158,6 +158,10 @@ def test_each_view_s_epsilon_stands_with_its_unit_relation_delta_and_lifetime(pa
     assert "protect nobody who knows the seed" in page
 
 
+def test_a_description_ends_with_one_full_stop(page: str) -> None:
+    assert "Nobody real. 400 users" in page
+
+
 def test_names_from_data_are_escaped() -> None:
     groups = {"by_group": {"<b>x</b>": {"accuracy": 0.5, "users": 3}}}
     config = {"path": "<script>alert(1)</script>"}
