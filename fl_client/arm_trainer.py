@@ -253,6 +253,8 @@ class ArmTrainer:
 
     def uploaders(self, server_round: int) -> int:
         """How many users' updates are in the reply of a round that was trained."""
+        if self.user_clip is None and not self.private_uploads:
+            return int(self.cohort.online(server_round).sum())
         if not (self.charged and self.private_uploads):
             return int(self.senders(self.load().at_start_of(server_round), server_round).sum())
         done = [e for e in self.ledger.released(self._key(server_round)) if e.event.adapter == "shared"]

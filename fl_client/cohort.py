@@ -23,6 +23,7 @@ class Cohort:
         self.config, self.population, self.base, self.users = config, population, base, users
         self.texts = PublicTexts(config, population, base)
         self.federated = np.array([population.users[int(user)].federated for user in users], dtype=bool)
+        self._online = -1, self.federated
 
     def examples(self, split: Split) -> Examples:
         """The hosted users' records of a split, ``user`` counted within the node."""
@@ -38,7 +39,15 @@ class Cohort:
         )
 
     def online(self, server_round: int) -> npt.NDArray[np.bool_]:
-        """[U] which federated users take part in a round (simulated availability)."""
+        """[U] which federated users take part in a round (simulated availability); not to be written to.
+
+        Several ask in one round, and a draw a user is not free: the last round's answer is kept.
+        """
+        if self._online[0] != server_round:
+            self._online = server_round, self._drawn(server_round)
+        return self._online[1]
+
+    def _drawn(self, server_round: int) -> npt.NDArray[np.bool_]:
         if all(self.population.users[int(user)].availability >= 1.0 for user in self.users):
             return self.federated
         rows = []
